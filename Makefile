@@ -1,0 +1,76 @@
+# Thin: every target is one command that can be typed by itself. `make help` lists them.
+
+SHELL  := bash
+PYTHON ?= python3
+SCALE  ?= 1
+VENV   := .venv
+BIN    := $(VENV)/bin
+DEMO   := .demo
+LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: FORCE help setup demo demo-down test lint unit ci full requirements clean
+
+help: ## list the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+setup: $(VENV)/.installed ## make .venv with everything pinned, a throwaway PostgreSQL included
+
+# Cut off half-way it is done again; unchanged it costs nothing. Its scripts hold absolute paths, so a checkout that
+# was moved, or whose Python is gone, gets a new one: the stamp says where it was made.
+MADE_HERE := $(shell [ -x $(BIN)/python ] && [ "$$(cat $(VENV)/.installed 2>&1)" = "$(CURDIR)" ] && echo yes)
+
+$(VENV)/.installed: $(LOCKS) pyproject.toml $(if $(MADE_HERE),,FORCE)
+	@$(PYTHON) tools/check_python.py
+	@echo "Making $(VENV): a minute or two, downloads included."
+	$(PYTHON) -m venv --clear $(VENV)
+	@# compiled when first imported: ansible alone brings thousands of modules that nothing here imports
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes $(addprefix -r ,$(LOCKS))
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	@echo "$(CURDIR)" > $@
+
+FORCE:
+
+demo: setup ## a throwaway PostgreSQL, realistic data, the whole rollout, a summary (SCALE=10: ten times the data)
+	@$(BIN)/python -m demo.demo --folder $(DEMO) --scale $(SCALE)
+
+demo-down: ## stop the demo's server and delete it
+	@[ ! -d $(DEMO) ] || $(BIN)/python -m demo.server remove --folder $(DEMO)
+
+lint: setup ## formats, types, YAML and Ansible rules
+	ruff format --check .
+	ruff check .
+	mypy
+	yamllint --strict .
+	ansible-lint
+
+unit: setup ## the unit tests alone
+	pytest tests/unit
+
+test: lint ## what a contributor needs before each commit (under 15 minutes)
+	pytest
+
+ci: setup ## after `make test`: more kills and stops, and PostgreSQL 14 and 18 (under 60 minutes)
+	pytest -m "ci and not full"
+	@for version in 14 18; do \
+		bin=$$(python tools/fetch_server.py $$version) || exit 1; \
+		echo "=== PostgreSQL $$version"; \
+		PGROLLOUT_PG_BIN=$$bin pytest tests/errata tests/integration || exit 1; \
+	done
+
+full: setup ## the long soaks (hours)
+	pytest -m full
+
+requirements: setup ## lock requirements*.in anew, with hashes
+	$(BIN)/python -m pip install --quiet pip-tools==7.6.2
+	@for name in $(LOCKS:.txt=); do \
+		echo "$$name.txt"; \
+		CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/pip-compile --quiet --upgrade --generate-hashes \
+			--allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+			--output-file $$name.txt $$name.in || exit 1; \
+	done
+
+clean: demo-down ## remove all that the targets above made
+	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible src/*.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,125 @@
+-- The ledger: who did what, when, how long, to how many rows. The catalog says what is done; this says how it came to be.
+
+CREATE SCHEMA IF NOT EXISTS pgrollout;
+COMMENT ON SCHEMA pgrollout IS 'Ledger and runner of the phased migrations';
+
+-- One row a run. run_id grows with each claim and is the fencing token: only the open run of the highest number works.
+CREATE TABLE IF NOT EXISTS pgrollout.run (
+    run_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    kind text NOT NULL,
+    operator text NOT NULL,
+    host text NOT NULL,
+    pid integer NOT NULL,
+    -- Start of the controller's process in seconds since 1970: a reused pid is not the same process.
+    pid_started double precision NOT NULL,
+    phases text[] NOT NULL,
+    git_revision text NOT NULL,
+    search_path text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    status text NOT NULL DEFAULT 'running',
+    step text NOT NULL DEFAULT 'start',
+    waiting_for text,
+    message text,
+    took_over bigint REFERENCES pgrollout.run
+);
+-- The claim itself: at most one open run, whatever races for it.
+CREATE UNIQUE INDEX IF NOT EXISTS run_open ON pgrollout.run ((true)) WHERE ended_at IS NULL;
+
+CREATE TABLE IF NOT EXISTS pgrollout.phase_run (
+    run_id bigint NOT NULL REFERENCES pgrollout.run,
+    phase text NOT NULL,
+    direction text NOT NULL,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    status text NOT NULL DEFAULT 'running',
+    PRIMARY KEY (run_id, phase, direction)
+);
+
+-- A migration that is applied as a whole, with the checksum of the file it was applied from.
+CREATE TABLE IF NOT EXISTS pgrollout.migration (
+    migration text PRIMARY KEY,
+    phase text NOT NULL,
+    checksum text NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    run_id bigint NOT NULL REFERENCES pgrollout.run
+);
+
+-- The latest state of each step: started, done, failed, held (an operator took it away), restoring, rolled_back.
+CREATE TABLE IF NOT EXISTS pgrollout.step (
+    step_id text PRIMARY KEY,
+    migration text NOT NULL,
+    phase text NOT NULL,
+    kind text NOT NULL,
+    statement text NOT NULL,
+    state text NOT NULL,
+    run_id bigint REFERENCES pgrollout.run,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz,
+    rows bigint NOT NULL DEFAULT 0,
+    attempts integer NOT NULL DEFAULT 0,
+    lock_wait_ms double precision,
+    lock_hold_ms double precision,
+    message text
+);
+
+-- Progress of a data step; written in the transaction of its batch.
+CREATE TABLE IF NOT EXISTS pgrollout.cursor (
+    step_id text PRIMARY KEY,
+    position jsonb,
+    rows_visited bigint NOT NULL DEFAULT 0,
+    rows_changed bigint NOT NULL DEFAULT 0,
+    rows_estimated bigint NOT NULL DEFAULT 0,
+    rows_left bigint,
+    batch_rows integer NOT NULL,
+    batches bigint NOT NULL DEFAULT 0,
+    pass integer NOT NULL DEFAULT 1,
+    finished boolean NOT NULL DEFAULT false,
+    started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+
+-- What a data step changed, row by row, so that it can be put back; written in the transaction of its batch.
+CREATE TABLE IF NOT EXISTS pgrollout.row_change (
+    change_id bigint GENERATED ALWAYS AS IDENTITY,
+    step_id text NOT NULL,
+    key jsonb NOT NULL,
+    old jsonb NOT NULL,
+    new jsonb NOT NULL,
+    PRIMARY KEY (step_id, change_id)
+);
+
+-- What happened on the way: waits and for whom, retries, takeovers, failures.
+CREATE TABLE IF NOT EXISTS pgrollout.event (
+    event_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id bigint REFERENCES pgrollout.run,
+    step_id text,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    what text NOT NULL,
+    detail text NOT NULL
+);
+
+-- Catalog fingerprint and content digests from before a phase was first applied: what its rollback must come back to.
+CREATE TABLE IF NOT EXISTS pgrollout.snapshot (
+    phase text PRIMARY KEY,
+    run_id bigint NOT NULL REFERENCES pgrollout.run,
+    taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fingerprint jsonb NOT NULL,
+    digests jsonb NOT NULL
+);
+
+CREATE TABLE IF NOT EXISTS pgrollout.backup (
+    run_id bigint PRIMARY KEY REFERENCES pgrollout.run,
+    recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    evidence jsonb NOT NULL
+);
+
+-- Orders to a running backfill from another terminal; one row.
+CREATE TABLE IF NOT EXISTS pgrollout.control (
+    only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
+    request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'stop')),
+    who text NOT NULL DEFAULT '',
+    why text NOT NULL DEFAULT '',
+    at timestamptz NOT NULL DEFAULT clock_timestamp()
+);
+INSERT INTO pgrollout.control DEFAULT VALUES ON CONFLICT DO NOTHING;

@@ -1,0 +1,143 @@
+-- The claim on a run, and the lock of the session that works for it.
+--
+-- Each call of the playbook is a new session, so the claim is a row (pgrollout.run) and the lock is taken anew by every
+-- working session. A session that outlives its killed playbook keeps the lock: that is how the next run finds it.
+
+CREATE OR REPLACE FUNCTION pgrollout.lock_holder()
+RETURNS TABLE (pid integer, application_name text, state text, query text, since timestamptz)
+LANGUAGE sql STABLE AS $$
+    SELECT l.pid, a.application_name, a.state, left(a.query, 200), a.backend_start
+    FROM pg_locks AS l
+    LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
+    WHERE l.locktype = 'advisory' AND l.granted
+      AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
+      AND l.classid = (hashtext('pgrollout')::bigint & 4294967295)::oid AND l.objid = 1 AND l.objsubid = 2
+$$;
+
+CREATE OR REPLACE FUNCTION pgrollout.describe_run(p_run bigint) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT format('run %s (%s) by %s on %s, started %s UTC, at step %s', r.run_id, r.kind, r.operator, r.host,
+                  to_char(r.started_at AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS'), r.step)
+    FROM pgrollout.run AS r WHERE r.run_id = p_run
+$$;
+
+-- Opens a run, or says who has one open. p_replaces is the open run that may be closed: the operator named it, or the
+-- controller has seen that its process is dead.
+CREATE OR REPLACE FUNCTION pgrollout.claim(p_claim jsonb, p_replaces bigint, p_reason text) RETURNS bigint
+LANGUAGE plpgsql AS $$
+DECLARE
+    v_open bigint;
+    v_new bigint;
+BEGIN
+    IF p_replaces IS NOT NULL THEN
+        UPDATE pgrollout.run SET ended_at = clock_timestamp(), status = 'taken over', message = p_reason
+        WHERE run_id = p_replaces AND ended_at IS NULL;
+    END IF;
+    BEGIN
+        INSERT INTO pgrollout.run (kind, operator, host, pid, pid_started, phases, git_revision, search_path, took_over)
+        SELECT c.kind, c.operator, c.host, c.pid, c.started, c.phases, c.git_revision, c.search_path, p_replaces
+        FROM jsonb_to_record(p_claim) AS c (kind text, operator text, host text, pid integer, started double precision,
+                                            phases text[], git_revision text, search_path text)
+        RETURNING run_id INTO v_new;
+    EXCEPTION WHEN unique_violation THEN
+        SELECT run_id INTO v_open FROM pgrollout.run WHERE ended_at IS NULL;
+        RAISE EXCEPTION 'another run holds this database: %', pgrollout.describe_run(v_open)
+            USING HINT = format('Wait for it. If its controller is gone for good: -e take_over=%s', v_open);
+    END;
+    IF p_replaces IS NOT NULL THEN
+        UPDATE pgrollout.run SET message = format('%s; taken over by run %s (%s on %s)', p_reason, v_new,
+                                                  p_claim ->> 'operator', p_claim ->> 'host')
+        WHERE run_id = p_replaces AND status = 'taken over';
+        INSERT INTO pgrollout.event (run_id, what, detail)
+        VALUES (v_new, 'take over', format('run %s: %s', p_replaces, p_reason));
+    END IF;
+    UPDATE pgrollout.control SET request = 'run', who = p_claim ->> 'operator', why = 'new run', at = clock_timestamp();
+    RETURN v_new;
+END
+$$;
+
+-- Raises unless p_run is still the open run and nobody asked for a stop.
+CREATE OR REPLACE FUNCTION pgrollout.check_run(p_run bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_run pgrollout.run;
+    v_control pgrollout.control;
+BEGIN
+    SELECT * INTO v_run FROM pgrollout.run WHERE run_id = p_run;
+    IF v_run.run_id IS NULL THEN
+        RAISE EXCEPTION 'run % is not in the ledger of this database', p_run;
+    ELSIF v_run.ended_at IS NOT NULL THEN
+        RAISE EXCEPTION 'run % is over (%): %', p_run, v_run.status, coalesce(v_run.message, 'no reason recorded')
+            USING HINT = 'Start a new run; it goes on where this one stopped.';
+    END IF;
+    SELECT * INTO v_control FROM pgrollout.control;
+    IF v_control.request = 'stop' AND v_control.at > v_run.started_at THEN
+        RAISE EXCEPTION 'stopped by % at % UTC: %', v_control.who,
+            to_char(v_control.at AT TIME ZONE 'utc', 'HH24:MI:SS'), v_control.why
+            USING HINT = 'Everything committed stays; the next run goes on from here.';
+    END IF;
+END
+$$;
+
+-- Sleeps without holding a snapshot for longer than 100 ms: a concurrent build waits for every older snapshot.
+CREATE OR REPLACE PROCEDURE pgrollout.nap(p_seconds double precision) LANGUAGE plpgsql AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp() + make_interval(secs => p_seconds);
+BEGIN
+    COMMIT;
+    WHILE clock_timestamp() < v_until LOOP
+        PERFORM pg_sleep(least(0.1, extract(epoch FROM v_until - clock_timestamp())));
+        COMMIT;
+    END LOOP;
+END
+$$;
+
+-- First statement of every working session: take the run lock, check the claim, pin the session's settings.
+-- The lock is tried, never waited for: a blocked pg_advisory_lock deadlocks with a concurrent build. The previous
+-- task's session may need some milliseconds to end, hence a second of trying.
+CREATE OR REPLACE PROCEDURE pgrollout.enter(p_run bigint, p_step text) LANGUAGE plpgsql AS $$
+DECLARE
+    v_until timestamptz := clock_timestamp() + interval '1 second';
+    v_holder text;
+    v_search_path text;
+BEGIN
+    WHILE NOT pg_try_advisory_lock(hashtext('pgrollout'), 1) LOOP
+        IF clock_timestamp() > v_until THEN
+            SELECT format('pid %s (%s) since %s: %s', h.pid, h.application_name, h.since, h.query) INTO v_holder
+            FROM pgrollout.lock_holder() AS h;
+            RAISE EXCEPTION 'another session works on this database for a run: %', coalesce(v_holder, 'it has just ended')
+                USING HINT = 'Wait for it to end, then start again.';
+        END IF;
+        CALL pgrollout.nap(0.05);
+    END LOOP;
+    PERFORM pgrollout.check_run(p_run);
+    UPDATE pgrollout.run SET step = p_step, waiting_for = NULL WHERE run_id = p_run RETURNING search_path INTO v_search_path;
+    COMMIT;
+    PERFORM set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step), 63), false),
+            set_config('search_path', v_search_path, false),
+            set_config('statement_timeout', '0', false),
+            set_config('lock_timeout', '0', false),
+            set_config('idle_in_transaction_session_timeout', '60s', false),
+            -- A missing synchronous standby would keep a lock until somebody cancels.
+            set_config('synchronous_commit', 'local', false),
+            set_config('client_connection_check_interval', '1s', false);
+END
+$$;
+
+CREATE OR REPLACE FUNCTION pgrollout.finish_run(p_run bigint, p_status text, p_message text) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = p_status
+    WHERE run_id = p_run AND ended_at IS NULL;
+    UPDATE pgrollout.run SET ended_at = clock_timestamp(), status = p_status, message = p_message, waiting_for = NULL
+    WHERE run_id = p_run AND ended_at IS NULL;
+$$;
+
+CREATE OR REPLACE FUNCTION pgrollout.begin_phase(p_run bigint, p_phase text, p_direction text) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO pgrollout.phase_run (run_id, phase, direction) VALUES (p_run, p_phase, p_direction)
+    ON CONFLICT DO NOTHING
+$$;
+
+CREATE OR REPLACE FUNCTION pgrollout.end_phase(p_run bigint, p_phase text, p_direction text) RETURNS void
+LANGUAGE sql AS $$
+    UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = 'completed'
+    WHERE run_id = p_run AND phase = p_phase AND direction = p_direction
+$$;

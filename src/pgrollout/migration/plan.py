@@ -1,0 +1,355 @@
+"""The plan: which steps are satisfied, pending, in conflict or refused, given the SQL and the facts of one database.
+
+States of a step: satisfied | pending | rebuild (an invalid leftover of ours is replaced) | held (an operator took it
+away) | off (its switch is off) | conflict | refused.  For a rollback also: kept (stood there before the rollout).
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from typing import Any
+
+TO_DO = ("pending", "rebuild")
+STOPPERS = ("conflict", "refused")
+
+
+def plan_apply(
+    rollout: dict[str, Any],
+    facts: dict[str, Any],
+    phases: list[str],
+    switches: dict[str, bool],
+    reapply: list[str],
+    accept_drift: list[str],
+) -> dict[str, Any]:
+    """Plans the way forward through `phases` (all of them where the list is empty).
+
+    facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
+    Returns {phases: [{name, title, state, steps}], pending, stoppers: [sentence], drift: [sentence]}.
+    """
+    held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
+    planned = []
+    stoppers: list[str] = held_back
+    drift: list[str] = []
+    state_of: dict[str, str] = {}
+    for phase in rollout["phases"]:
+        steps = []
+        for migration in phase["migrations"]:
+            decided = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
+            steps += _scaffolds(decided, migration["apply"])
+            drift += _drift(migration, facts, accept_drift)
+        state_of[phase["name"]] = _phase_state(steps)
+        if phases and phase["name"] not in phases:
+            continue
+        missing = [need for need in phase["needs"] if state_of[need] != "applied" and need not in (phases or state_of)]
+        if missing and any(step["state"] in TO_DO for step in steps):
+            stoppers.append(
+                f"{phase['name']} needs {' and '.join(missing)} applied first, and the database says "
+                f"{', '.join(f'{need} is {state_of[need]}' for need in missing)}; run --tags {missing[0]} before it."
+            )
+        stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
+        planned.append(
+            {"name": phase["name"], "title": phase["title"], "state": state_of[phase["name"]], "steps": steps}
+        )
+    return {
+        "phases": planned,
+        "pending": sum(step["state"] in TO_DO for phase in planned for step in phase["steps"]),
+        "stoppers": stoppers + drift,
+        "states": state_of,
+    }
+
+
+def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[str]) -> dict[str, Any]:
+    """Plans the way back through `phases`, last one first. Only what the ledger says this rollout made is removed.
+
+    Returns {phases: [{name, title, state, steps}], pending, stoppers, loses: [sentence]}; the steps are in the order in
+    which they run. `loses` says what of the application's data goes away with a dropped column or table.
+    """
+    made = {_key(step["object"]): step for step in apply_steps(rollout) if step["object"] and _ledger(facts, step)}
+    filled = {step["id"]: step for step in apply_steps(rollout) if step["mode"] == "data"}
+    planned = []
+    stoppers: list[str] = []
+    loses: list[str] = []
+    for phase in reversed(rollout["phases"]):
+        if phase["name"] not in phases:
+            continue
+        after = [later["name"] for later in rollout["phases"] if phase["name"] in _needs(rollout, later["name"])]
+        standing = [name for name in after if name not in phases and _touched(rollout, facts, name)]
+        if standing:
+            stoppers.append(
+                f"{phase['name']} cannot be rolled back while {' and '.join(standing)} is applied; roll that back first."
+            )
+        steps = []
+        for migration in reversed(phase["migrations"]):
+            touched = any(_ledger(facts, step) for step in migration["apply"])
+            for step in migration["rollback"]:
+                decided = _decide_rollback(step, facts, made, filled) if touched else _untouched(step)
+                steps.append(decided)
+                if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
+                    loses.append(
+                        f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows) loses what was written there"
+                    )
+        stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
+        state = "applied" if _touched(rollout, facts, phase["name"]) else "not applied"
+        planned.append({"name": phase["name"], "title": phase["title"], "state": state, "steps": steps})
+    return {
+        "phases": planned,
+        "pending": sum(step["state"] in TO_DO for phase in planned for step in phase["steps"]),
+        "stoppers": stoppers,
+        "loses": loses,
+    }
+
+
+def apply_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every apply step of the rollout, in order."""
+    return [step for phase in rollout["phases"] for migration in phase["migrations"] for step in migration["apply"]]
+
+
+def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
+    """Every rollback step of the rollout, marked so that its facts have a key of their own."""
+    return [
+        step | {"rollback": True}
+        for phase in rollout["phases"]
+        for migration in phase["migrations"]
+        for step in migration["rollback"]
+    ]
+
+
+def _decide(
+    step: dict[str, Any], facts: dict[str, Any], switches: dict[str, bool], reapply: list[str]
+) -> dict[str, Any]:
+    fact = facts.get("step", {}).get(step["id"], {})
+    ledger = _ledger(facts, step)
+    answer = {**step, "fact": fact, "state": "pending", "reason": "", **_size(step, facts)}
+    if step["refused"]:
+        return answer | {"state": "refused", "reason": step["refused"]}
+    if step["only_when"] and not switches.get(step["only_when"], False):
+        return answer | {"state": "off", "reason": f"{step['only_when']} is false"}
+    if ledger.get("state") == "held" and step["id"] not in reapply:
+        return answer | {"state": "held", "reason": f"{ledger['message']}; -e reapply={step['id']} brings it back"}
+    if fact.get("error"):
+        return answer | {"state": "conflict", "reason": f"cannot be compared with the database: {fact['error']}"}
+    if step["truth"] == "query":
+        return answer | {"state": "satisfied" if fact.get("done") else "pending"}
+    if step["truth"] in ("ledger", "cursor"):
+        return answer | {"state": "satisfied" if ledger.get("state") == "done" else "pending"}
+    return answer | _compare(step, fact)
+
+
+def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
+    """State and reason of a step whose truth is the catalog."""
+    kind, actual, wanted = step["object"]["kind"], fact.get("actual"), fact.get("wanted")
+    if step["kind"].startswith("DROP"):
+        gone = (
+            actual is None
+            or (kind == "not_null" and not actual["not_null"])
+            or (kind == "default" and not actual["default"])
+        )
+        return {"state": "satisfied" if gone else "pending"}
+    if actual is None:
+        return {"state": "pending"}
+    if kind == "validation":
+        return {"state": "satisfied" if actual["valid"] else "pending"}
+    if kind == "not_null":
+        return {"state": "satisfied" if actual["not_null"] else "pending"}
+    if kind == "comment":
+        return {"state": "satisfied" if actual["text"] == step["object"]["text"] else "pending"}
+    if kind == "default":
+        return {"state": "satisfied" if actual["default"] == wanted["default"] else "pending"}
+    if kind in ("schema", "extension"):
+        return {"state": "satisfied"}
+    differences = _differences(kind, actual, wanted or {}, step.get("overridden", {}))
+    if differences:
+        return {
+            "state": "conflict",
+            "reason": f"{label_of(step['object'])} exists with another definition; "
+            + "; ".join(differences)
+            + ". Rename or drop the one that is there, or correct the migration.",
+        }
+    if kind == "index" and actual["building"]:
+        return {
+            "state": "conflict",
+            "reason": f"it is being built right now by the session with pid {actual['building']}; wait for it.",
+        }
+    if kind == "index" and not actual["valid"]:
+        return {"state": "rebuild", "reason": "an INVALID index of this definition was left by a build that failed"}
+    return {"state": "satisfied"}
+
+
+def _differences(kind: str, actual: dict[str, Any], wanted: dict[str, Any], overridden: dict[str, list[str]]) -> list[str]:
+    """What differs, each as 'found …, expected …'; [] where what is there is what is asked for.
+
+    overridden: {column: [not_null | default]} that a later step of the rollout changes, so no difference.
+    """
+    if kind == "column":
+        excused = [aspect for aspects in overridden.values() for aspect in aspects]
+        names = [name for name in ("type", "not_null", "default", "generated") if name not in excused]
+        pairs = [(name, actual[name], wanted.get(name)) for name in names]
+        pairs += [(f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()]
+    elif kind == "table":
+        columns = wanted.get("columns", {}).items()
+        pairs = [(f"column {n}", actual["columns"].get(n), d) for n, d in columns if n not in overridden]
+        pairs += [(f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()]
+    else:
+        pairs = [("definition", actual["definition"], wanted.get("definition"))]
+    return [f"{name}: found [{found}], expected [{expected}]" for name, found, expected in pairs if found != expected]
+
+
+def _scaffolds(decided: list[dict[str, Any]], steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Settles what a migration makes only to drop it again (the CHECK that lets SET NOT NULL skip its scan).
+
+    Once such a helper is gone, nothing in the catalog tells 'not yet made' from 'made, used and dropped'; what was done
+    with its help does: the first step after its last validation. Settles SET NOT NULL against an earlier ADD COLUMN too.
+    """
+    for index, step in enumerate(steps):
+        later = [
+            (i, other)
+            for i, other in enumerate(steps)
+            if i > index
+            and other["kind"].startswith("DROP")
+            and step["object"]
+            and _key(other["object"]) == _key(step["object"])
+        ]
+        if not later or step["kind"].startswith("DROP") or step["object"]["kind"] not in ("constraint", "index"):
+            continue
+        dropped, _ = later[0]
+        mine = [i for i in range(index, dropped + 1) if _same_name(steps[i], step)]
+        between = [i for i in range(index, dropped) if i not in mine]
+        if decided[index]["fact"].get("actual") is None and between:
+            used = all(decided[i]["state"] == "satisfied" for i in between)
+            for i in mine:
+                decided[i]["state"] = "satisfied" if used else "pending"
+    return decided
+
+
+def _same_name(one: dict[str, Any], other: dict[str, Any]) -> bool:
+    return bool(one["object"]) and (one["object"]["table"], one["object"]["name"]) == (
+        other["object"]["table"],
+        other["object"]["name"],
+    )
+
+
+def _untouched(step: dict[str, Any]) -> dict[str, Any]:
+    """A rollback step of a migration of which the ledger knows nothing."""
+    reason = step["refused"] or "its migration is not applied"
+    return {**step, "rollback": True, "state": "satisfied", "reason": reason, "rows": 0, "bytes": 0}
+
+
+def _decide_rollback(
+    step: dict[str, Any], facts: dict[str, Any], made: dict[str, Any], filled: dict[str, Any]
+) -> dict[str, Any]:
+    fact = facts.get("step", {}).get(step["id"] + " (rollback)", {})
+    answer = {**step, "rollback": True, "fact": fact, "state": "pending", "reason": "", **_size(step, facts)}
+    if step["refused"]:
+        return answer | {"state": "refused", "reason": step["refused"]}
+    if step["mode"] == "restore":
+        if step["restores"] not in filled:
+            return answer | {"state": "refused", "reason": f"'-- Restore:' names {step['restores']}, which is no backfill of apply.sql"}
+        answer["backfill"] = filled[step["restores"]]["backfill"]
+        ledger = facts.get("ledger", {}).get("steps", {}).get(step["restores"], {})
+        touched = ledger.get("state") in ("started", "done", "failed", "restoring")
+        return answer | (
+            {"undoes": [step["restores"]]} if touched else {"state": "satisfied", "reason": "nothing was filled"}
+        )
+    if step["truth"] == "query":
+        return answer | {"state": "satisfied" if fact.get("done") else "pending"}
+    if step["truth"] == "ledger":
+        return answer | {"state": "refused", "reason": f"{step['kind']} in a rollback needs '-- Done when: SELECT …'"}
+    outcome = _compare(step, fact)
+    if outcome["state"] != "pending":
+        return answer | outcome
+    if _key(step["object"]) not in made:
+        return answer | {"state": "kept", "reason": "it stood here before the rollout"}
+    return answer | {"undoes": [made[_key(step["object"])]["id"]]}
+
+
+def _size(step: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+    """Rows and bytes of the step's table; the locks, completed with what only the catalog knows."""
+    relations = facts.get("relation", {})
+    locks = list(step["locks"])
+    actual = (facts.get("step", {}).get(step["id"] + (" (rollback)" if step.get("rollback") else ""), {}) or {}).get(
+        "actual"
+    )
+    if step["kind"].startswith("DROP INDEX") and actual:
+        locks = [{"relation": actual["table"], "mode": "SHARE UPDATE EXCLUSIVE"}]
+    if step["kind"] == "DROP TABLE" and locks:
+        others = relations.get(locks[0]["relation"], {}).get("references", [])
+        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others]
+    if step["kind"] in ("DROP COLUMN", "DROP CONSTRAINT") and actual:
+        definitions = actual["constraints"].values() if step["kind"] == "DROP COLUMN" else [actual["definition"]]
+        found = {match[1] for text in definitions if (match := re.search(r"REFERENCES ([^\s(]+)\(", text))}
+        others = sorted(name if "." in name else f"{locks[0]['relation'].split('.')[0]}.{name}" for name in found)
+        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others if name != locks[0]["relation"]]
+    table = locks[0]["relation"] if locks else ""
+    known = relations.get(table, {})
+    return {"locks": locks, "rows": known.get("rows", 0), "bytes": known.get("bytes", 0)}
+
+
+def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]) -> list[str]:
+    recorded = facts.get("ledger", {}).get("migrations", {}).get(migration["name"])
+    if not recorded or recorded["checksum"] == migration["checksum"] or migration["name"] in accepted:
+        return []
+    return [
+        f"{migration['path']}/apply.sql was changed after it was applied on {recorded['applied_at'][:19]} "
+        f"(applied {recorded['checksum'][:12]}, now {migration['checksum'][:12]}); put the applied text back and write a new "
+        f"migration, or say -e accept_drift={migration['name']}."
+    ]
+
+
+def _phase_state(steps: list[dict[str, Any]]) -> str:
+    states = {step["state"] for step in steps}
+    if not states & {"pending", "rebuild", "conflict", "refused"}:
+        return "applied"
+    return "partly applied" if "satisfied" in states else "not applied"
+
+
+def _ledger(facts: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
+    """The ledger's row of a step that this rollout has made or taken away, {} of one that it has not touched."""
+    row = facts.get("ledger", {}).get("steps", {}).get(step["id"], {})
+    return row if row.get("state") != "rolled_back" else {}
+
+
+def _is_held(facts: dict[str, Any], step_id: str) -> bool:
+    return bool(facts.get("ledger", {}).get("steps", {}).get(step_id, {}).get("state") == "held")
+
+
+def _touched(rollout: dict[str, Any], facts: dict[str, Any], phase: str) -> bool:
+    """Whether the ledger has a step of that phase that was made and not rolled back."""
+    return any(_ledger(facts, step) for step in apply_steps(rollout) if step["phase"] == phase)
+
+
+def _needs(rollout: dict[str, Any], phase: str) -> set[str]:
+    """The phases that `phase` needs, directly or through another."""
+    direct = {entry["name"]: entry["needs"] for entry in rollout["phases"]}
+    found: set[str] = set()
+    queue = list(direct[phase])
+    while queue:
+        name = queue.pop()
+        if name not in found:
+            found.add(name)
+            queue += direct[name]
+    return found
+
+
+def _key(target: dict[str, Any]) -> str:
+    """One text for an object; an index is known by its name alone, because DROP INDEX does not name the table."""
+    table = "" if target["kind"] == "index" else target["table"]
+    return f"{target['kind']}|{table}|{target['name']}"
+
+
+def label_of(target: dict[str, Any]) -> str:
+    table, name = target["table"].removeprefix("public."), target["name"].removeprefix("public.")
+    if target["kind"] in ("column", "constraint", "trigger", "default", "not_null"):
+        return f"{target['kind'].replace('_', ' ')} {table}.{name}"
+    return f"{target['kind']} {name}"
+
+
+def unknown_names(given: list[str], known: list[str], what: str) -> list[str]:
+    """A sentence for each of `given` that is not one of `known`, with the nearest name that is."""
+    sentences = []
+    for name in given:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            sentences.append(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
+    return sentences

@@ -1,0 +1,119 @@
+"""The SQL that carries out a planned step or a check, as lists of statements for postgresql_query."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+_CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
+
+
+def literal(text: str) -> str:
+    """A SQL string literal (standard_conforming_strings is on by default since 9.1)."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Groups planned steps into the calls that carry them out: [{label, steps}].
+
+    A call of a module costs a third of a second, short DDL some milliseconds; so neighbours among the DDL share a
+    session (each still has its own transaction, locks and ledger row). A build, a drop or a backfill has one of its own.
+    """
+    groups: list[list[dict[str, Any]]] = []
+    for step in steps:
+        if groups and step["mode"] == "ddl" and groups[-1][-1]["mode"] == "ddl" and groups[-1][0]["migration"] == step["migration"]:
+            groups[-1].append(step)
+        else:
+            groups.append([step])
+    return [{"label": _label(group), "steps": group} for group in groups]
+
+
+def _label(group: list[dict[str, Any]]) -> str:
+    first = f"{group[0]['id']} ({group[0]['kind']})"
+    return first if len(group) == 1 else f"{first} to {group[-1]['name']} ({group[-1]['kind']}), {len(group)} steps"
+
+
+def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str, Any]) -> list[str]:
+    """The statements of one segment, for one session in autocommit; they stop at the first that fails.
+
+    Step and settings travel in session settings, so that an error quotes a short CALL and not a page of JSON.
+    """
+    run = int(run_id)
+    queries = [
+        f"CALL pgrollout.enter({run}, {literal(_ledger_id(steps[0]))})",
+        f"SELECT set_config('pgrollout.settings', {literal(json.dumps(settings))}, false)",
+    ]
+    for step in steps:
+        step_id = _ledger_id(step)
+        carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
+        queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
+        this = f"pgrollout.this_step({literal(step_id)})"
+        procedure = {"ddl": "run_ddl", "data": "backfill", "restore": "restore"}.get(step["mode"])
+        if procedure:
+            queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
+            continue
+        # A leftover of a build that failed is dropped at top level too: both take as long as they take, without a timeout.
+        leftover = [f"DROP INDEX CONCURRENTLY {_quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
+        queries += [f"SELECT pgrollout.begin_step({run}, {this})", *leftover, step["sql"], f"SELECT pgrollout.end_step({run}, {this})"]
+    return queries
+
+
+def _ledger_id(step: dict[str, Any]) -> str:
+    return str(step["id"]) + (" (rollback)" if step.get("rollback") else "")
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def check_queries(checks: list[dict[str, Any]], search_path: str) -> list[str]:
+    """One transaction, always rolled back, that runs `checks`; its last statement returns the violations.
+
+    Rows: (title, object, found, expected, source), all text. A check that must be refused runs in an inner block.
+    """
+    selects = [
+        f"SELECT {literal(check['title'])}, q.object::text, q.found::text, q.expected::text, {literal(check['where'])} "
+        f"FROM ({check['sql']}) AS q (object, found, expected)"
+        for check in checks
+        if not check["refuses"]
+    ]
+    refusals = [_refusal(check) for check in checks if check["refuses"]]
+    found = (
+        "SELECT r.title, r.object, r.found, r.expected, r.source "
+        "FROM jsonb_to_recordset(current_setting('pgrollout.accepted')::jsonb) "
+        "AS r (title text, object text, found text, expected text, source text)"
+    )
+    return [
+        f"SELECT set_config('search_path', {literal(search_path)}, true), set_config('lock_timeout', '2s', true), "
+        "set_config('application_name', 'pgrollout/check', true), set_config('pgrollout.accepted', '[]', true)",
+        *refusals,
+        "SELECT * FROM ("
+        + "\nUNION ALL ".join([*selects, found])
+        + ") AS violations (title, object, found, expected, source)",
+    ]
+
+
+def _refusal(check: dict[str, Any]) -> str:
+    condition = check["refuses"] if re.fullmatch(r"[a-z_]+", check["refuses"]) else "check_violation"
+    row = (
+        f"jsonb_build_object('title', {literal(check['title'])}, 'object', {literal(' '.join(check['sql'].split())[:120])}, "
+        f"'found', verdict, 'expected', {literal('refused with ' + condition)}, 'source', {literal(check['where'])})"
+    )
+    return f"""DO $pgrollout_check$
+DECLARE
+    verdict text;
+BEGIN
+    BEGIN
+        EXECUTE {literal(check["sql"])};
+        RAISE EXCEPTION USING ERRCODE = 'PGR01';
+    EXCEPTION
+        WHEN {condition} THEN verdict := NULL;
+        WHEN SQLSTATE 'PGR01' THEN verdict := 'accepted';
+        WHEN OTHERS THEN verdict := SQLERRM;
+    END;
+    IF verdict IS NOT NULL THEN
+        PERFORM set_config('pgrollout.accepted', (current_setting('pgrollout.accepted')::jsonb || {row})::text, true);
+    END IF;
+END
+$pgrollout_check$"""

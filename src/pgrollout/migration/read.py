@@ -1,0 +1,95 @@
+"""Splits one SQL file with PostgreSQL's own grammar and reads the comments that steer the engine."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from pglast import parser
+
+from pgrollout.errors import RolloutError
+
+HEADER_KEYS = ("Migration", "Description", "Risk Level", "Expected duration", "Locks", "Only when", "Holds")
+STEP_KEYS = ("Step", "Backfill", "New rows", "Done when", "Restore", "Check", "Refuses")
+_KEY_LINE = re.compile(r"^--\s*([A-Z][A-Za-z]+(?: [a-z]+| Level)?):\s*(.*?)\s*$")
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One statement: `sql` without its comments, `line` of its first word, `notes` from the lines above, `node` parsed."""
+
+    sql: str
+    line: int
+    node: Any
+    notes: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SqlFile:
+    """A parsed file: `header` holds the keys of HEADER_KEYS that it has."""
+
+    path: str
+    header: dict[str, str]
+    statements: list[Statement]
+
+
+def read_sql(text: str, path: str) -> SqlFile:
+    """Parses `text`; raises RolloutError with file, line, column and message when PostgreSQL would not accept it."""
+    if not text.strip():
+        raise RolloutError(f"{path}: the file is empty; expected at least one SQL statement.")
+    try:
+        raw = parser.parse_sql(text)
+        comments = [token for token in parser.scan(text) if token.name == "SQL_COMMENT"]
+    except parser.ParseError as error:
+        raise RolloutError(_syntax_error(text, path, error)) from None
+    if not raw:
+        raise RolloutError(f"{path}: the file holds comments only; expected at least one SQL statement.")
+    header: dict[str, str] = {}
+    statements = []
+    previous_end = 0
+    for stmt in raw:
+        start = stmt.stmt_location
+        end = start + stmt.stmt_len if stmt.stmt_len else len(text)
+        notes = {}
+        for token in comments:
+            if previous_end <= token.start < start:
+                line = _line(text, token.start)
+                key, value = _key_value(text[token.start : token.end + 1], path, line)
+                if key in HEADER_KEYS and not statements:
+                    header[key] = value
+                elif key in STEP_KEYS:
+                    notes[key] = value
+        statements.append(Statement(text[start:end].strip().rstrip(";"), _line(text, start), stmt.stmt, notes))
+        previous_end = end
+    return SqlFile(path, header, statements)
+
+
+def _key_value(comment: str, path: str, line: int) -> tuple[str, str]:
+    """The key and value of a steering comment, ('', '') of a free one; a near miss of a key is an error."""
+    match = _KEY_LINE.match(comment)
+    if not match:
+        return "", ""
+    known = HEADER_KEYS + STEP_KEYS
+    key = match[1]
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0.8)
+        if near:
+            raise RolloutError(f"{path}:{line}: unknown comment key '{key}:'; did you mean '{near[0]}:'?")
+        return "", ""
+    return key, match[2]
+
+
+def _line(text: str, offset: int) -> int:
+    return text.count("\n", 0, offset) + 1
+
+
+def _syntax_error(text: str, path: str, error: parser.ParseError) -> str:
+    message, offset = error.args[0], error.args[1] or 0
+    line = _line(text, offset)
+    column = offset - (text.rfind("\n", 0, offset) + 1) + 1
+    source = text.splitlines()[line - 1].lstrip() if text.splitlines() else ""
+    if source.startswith("\\"):
+        message = f"'{source.split()[0]}' is a psql command, not SQL; remove it"
+    return f"{path}:{line}:{column}: {message}."

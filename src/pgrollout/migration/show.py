@@ -1,0 +1,87 @@
+"""Text for people: the plan, and the server's words out of a module's error message."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+_MARK = {
+    "satisfied": "done",
+    "pending": "to do",
+    "rebuild": "REBUILD",
+    "held": "HELD",
+    "off": "off",
+    "conflict": "CONFLICT",
+    "refused": "REFUSED",
+    "kept": "kept",
+}
+
+
+def plan_lines(plan: dict[str, Any], statements: bool = False) -> list[str]:
+    """The plan, a line a step: state, lock, table and its size. With `statements` the SQL of each step that is to do."""
+    lines = []
+    for phase in plan["phases"]:
+        to_do = sum(step["state"] in ("pending", "rebuild") for step in phase["steps"])
+        lines.append(
+            f"{phase['name']}: {phase['title']} [{phase['state']}; {to_do} of {len(phase['steps'])} steps to do]"
+        )
+        for step in phase["steps"]:
+            lines.append(f"  {_MARK[step['state']]:9} {step['id']:60} {_locks(step)}".rstrip())
+            if step["reason"]:
+                lines.append(f"            {step['reason']}")
+            if step["state"] in ("pending", "rebuild"):
+                lines += [f"            hazard: {hazard}" for hazard in step["hazards"]]
+                if statements:
+                    lines += [f"          + {line}" for line in step["sql"].splitlines()]
+    return lines
+
+
+def _locks(step: dict[str, Any]) -> str:
+    if not step["locks"]:
+        return step["kind"]
+    modes = ", ".join(f"{lock['mode']} on {lock['relation'].removeprefix('public.')}" for lock in step["locks"])
+    return f"{step['kind']}; {modes}; {size(step['bytes'])}, {step['rows']:,} rows"
+
+
+def size(number: int) -> str:
+    """Bytes for people: 8 kB, 174 MB."""
+    amount = float(number)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} TB"
+
+
+def server_message(message: str) -> str:
+    """What the server said, without the module's frame, the context and the repeated statement."""
+    message = message.split(", query list:")[0]
+    text = re.sub(r"^.*?Cannot execute SQL .*?(?:None|\)|\}): ", "", message, count=1, flags=re.DOTALL)
+    kept = []
+    for line in text.splitlines():
+        if re.match(r"^(CONTEXT|LINE \d+|PL/pgSQL|SQL statement|QUERY):?", line.strip()):
+            break
+        kept.append(line.strip().removeprefix("HINT:").strip())
+    return " ".join(part if part.endswith((".", "?", "!", ":")) else f"{part}." for part in kept if part) or message
+
+
+def failure(results: list[dict[str, Any]]) -> str:
+    """'<step>: <what the server said>' of the first failed item of a looped task, '' if none failed.
+
+    The step is the one that the failed statement names; a top-level statement names none, but has its segment alone.
+    """
+    for result in results:
+        if result.get("failed"):
+            message = str(result.get("msg", ""))
+            named = re.search(r"this_step\('((?:[^']|'')+)'\)", message.split(", query list:")[0])
+            return f"{named[1] if named else result.get('item', '?')}: {server_message(message)}"
+    return ""
+
+
+def violations(rows: Any) -> list[str]:
+    """A sentence for each row that `check_queries` returned."""
+    found = rows if isinstance(rows, list) else []
+    return [
+        f"{row['title']}: {row['object']}: found {row['found']}, expected {row['expected']} ({row['source']})"
+        for row in found
+    ]

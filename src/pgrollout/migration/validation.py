@@ -1,0 +1,40 @@
+"""What a validation says: every object of the plan's phases stands as its migration wrote it, and which checks to run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pgrollout.migration.plan import label_of
+
+
+def sentences(plan: dict[str, Any]) -> list[str]:
+    """One sentence for each step of the plan that the database does not satisfy: object, found, expected."""
+    found = []
+    for phase in plan["phases"]:
+        for step in phase["steps"]:
+            if step["state"] == "pending":
+                what = label_of(step["object"]) if step["object"] else step["kind"]
+                found.append(f"{step['id']}: {what}: found {_found(step)}, expected: {' '.join(step['sql'].split())[:200]}")
+            elif step["state"] in ("rebuild", "conflict", "refused"):
+                found.append(f"{step['id']}: {step['reason']}")
+    return found
+
+
+def checks(rollout: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """The checks of validate.sql of the migrations whose every step is satisfied: what is off or held has no outcome."""
+    states: dict[str, set[str]] = {}
+    for phase in plan["phases"]:
+        for step in phase["steps"]:
+            states.setdefault(step["migration"], set()).add(step["state"])
+    return [
+        check
+        for phase in rollout["phases"]
+        for migration in phase["migrations"]
+        if states.get(migration["name"]) == {"satisfied"}
+        for check in migration["validate"]
+    ]
+
+
+def _found(step: dict[str, Any]) -> str:
+    actual = step["fact"].get("actual")
+    return str(actual) if actual else "nothing"

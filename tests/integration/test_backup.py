@@ -1,0 +1,433 @@
+"""The role `backup` on a real server: what it makes is believed only after it was restored and counted."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from demo.server import find_clients
+from tests.support.application import Application
+
+if TYPE_CHECKING:
+    from demo.server import Server
+    from tests.conftest import Database, Databases, Playbook, Run, Started
+
+ROLE = """
+- name: Back up
+  hosts: all
+  connection: local
+  gather_facts: false
+  vars:
+    ansible_python_interpreter: "{{ ansible_playbook_python }}"
+  tasks:
+    - name: Back up
+      ansible.builtin.include_role:
+        name: backup
+    - name: Hand over the evidence
+      ansible.builtin.copy:
+        content: "{{ __backup_evidence | to_json }}"
+        dest: "{{ evidence }}"
+        mode: "0600"
+"""
+
+
+def load_module() -> ModuleType:
+    """plugins/modules/pg_backup.py, for what needs no Ansible around it."""
+    path = Path(__file__).resolve().parents[2] / "plugins" / "modules" / "pg_backup.py"
+    spec = importlib.util.spec_from_file_location("pg_backup", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+pg_backup = load_module()
+
+
+@dataclass
+class Backups:
+    """The role and the module against one database and one folder."""
+
+    database: Database
+    run: Playbook
+    folder: Path
+    work: Path
+    bin_dir: Path
+
+    @property
+    def variables(self) -> dict[str, Any]:
+        return {
+            "backup_dir": str(self.folder),
+            "evidence": str(self.work / "evidence.json"),
+            "postgresql_bin_dir": str(self.bin_dir),
+        }
+
+    def _playbook(self, text: str) -> Path:
+        path = self.work / "play.yml"
+        path.write_text(text)
+        return path
+
+    def make(self, *args: str, check: bool = True, **variables: Any) -> Run:
+        given = self.variables | variables
+        return self.run(self._playbook(ROLE), *args, database=self.database, check=check, variables=given)
+
+    def start(self, **variables: Any) -> Started:
+        return self.run.start(self._playbook(ROLE), database=self.database, variables=self.variables | variables)
+
+    def params(self, **given: Any) -> dict[str, Any]:
+        """Arguments of the module, which calls them login_* and so on."""
+        connection = self.database.dsn()
+        login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
+        defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
+        rest = {"passfile": connection["passfile"], "ssl_mode": "prefer", "ca_cert": None, "login_password": None}
+        return {**login, **defaults, **rest, "login_db": self.database.name, "bin_dir": str(self.bin_dir), **given}
+
+    def dump(self, **given: Any) -> Path:
+        return Path(pg_backup.dump(self.params(**given))["backup"]["path"])
+
+    def verify(self, path: Path) -> dict[str, Any]:
+        found: dict[str, Any] = pg_backup.verify(self.params(path=str(path)))["backup"]
+        return found
+
+    def evidence(self) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((self.work / "evidence.json").read_text())
+        return found
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
+
+    def scratch_databases(self) -> list[str]:
+        rows = self.database.query(
+            r"SELECT datname FROM pg_database WHERE datname LIKE 'pgrollout\_scratch\_%' ORDER BY 1"
+        )
+        return [name for (name,) in rows]
+
+    def replace_client(self, name: str, script: str) -> None:
+        """Put a shell script before the real client, which it can call as $real."""
+        own = self.work / "bin"
+        own.mkdir(exist_ok=True)
+        for client in ("pg_dump", "pg_restore"):
+            if not (own / client).exists():
+                (own / client).symlink_to(self.bin_dir / client)
+        (own / name).unlink()
+        (own / name).write_text(f"#!/bin/sh\nreal='{self.bin_dir / name}'\n{script}\n")
+        (own / name).chmod(0o755)
+        self.bin_dir = own
+
+
+@pytest.fixture
+def backups(server: Server, database: Database, playbook: Playbook, tmp_path: Path) -> Backups:
+    clients = find_clients(server.binaries)
+    assert clients is not None
+    return Backups(database, playbook, tmp_path / "backups", tmp_path, clients)
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.05)
+
+
+def assert_refused(run: Run, *said: str) -> None:
+    """It failed in these words, wherever the lines broke, and without a traceback."""
+    words = " ".join(run.output.split())
+    assert run.rc != 0
+    assert "Traceback" not in words
+    assert [each for each in said if each not in words] == []
+
+
+def mode(path: Path) -> int:
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+# ---- a good one
+
+
+def test_a_backup_under_write_load_is_verified_and_told(backups: Backups) -> None:
+    # writes go on between the counts and the dump: only one snapshot for both makes them agree
+    backups.replace_client("pg_dump", 'case "$*" in *--format*) sleep 1;; esac; exec "$real" "$@"')
+    app = Application(backups.database.dsn("hive_app"), journal_dir=backups.work / "journal", rate=100).start()
+    backups.make(backup_run="r1")
+    app.stop()
+    assert app.report()["errors"] == []
+
+    evidence = backups.evidence()
+    path = Path(evidence["path"])
+    assert backups.names() == [evidence["id"]] == [path.name]
+    assert path.name.startswith(f"{backups.database.name}-2")
+    assert path.name.endswith("Z-r1")
+    assert evidence["verified"] is True
+    assert evidence["tables"] == backups.database.value("SELECT count(*) FROM pg_tables WHERE schemaname = 'public'")
+    assert evidence["rows"] > 30_000
+    assert evidence["bytes"] > 100_000
+    assert evidence["restore_seconds"] > 0
+    assert evidence["started"] <= evidence["finished"]
+    assert backups.database.value("SELECT %s::pg_lsn < pg_current_wal_lsn()", evidence["lsn"])
+    assert backups.scratch_databases() == []
+
+    assert {mode(backups.folder), mode(path)} == {0o700}
+    assert {mode(file) for file in path.iterdir()} == {0o600}
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=path, check=True, capture_output=True)
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    assert manifest["database"] == backups.database.name
+    assert manifest["schemas"] == ["public"]
+    assert manifest["rows"]["public.short_id_registry"] > 0
+    assert sum(manifest["rows"].values()) == evidence["rows"]
+    assert "PostgreSQL" in manifest["client_version"]
+    assert manifest["server_version"]
+
+
+def test_names_that_need_quoting_everywhere(backups: Backups, databases: Databases) -> None:
+    backups.database = databases.clone(empty=True, name=f'odd "na/me" {os.getpid()} ü=$x')
+    backups.database.execute(
+        'CREATE SCHEMA "S.p"; CREATE TABLE "S.p"."T""x" (a int); INSERT INTO "S.p"."T""x" VALUES (1)'
+    )
+    path = backups.dump()
+    evidence = backups.verify(path)
+    assert (evidence["rows"], evidence["verified"]) == (1, True)
+    assert path.parent == backups.folder
+
+
+def test_what_only_a_superuser_may_create_is_told(backups: Backups) -> None:
+    backups.database.query("CREATE EXTENSION pg_stat_statements", user="postgres")
+    assert backups.verify(backups.dump())["not_restored"] == ["extension pg_stat_statements"]
+
+
+@pytest.mark.parametrize("codec", ["gzip", "none"])
+def test_every_codec_can_be_restored(backups: Backups, codec: str) -> None:
+    assert backups.verify(backups.dump(compression=codec))["verified"] is True
+
+
+def test_check_mode_writes_nothing(backups: Backups) -> None:
+    backups.make("--check")
+    assert backups.names() == []
+
+
+def test_a_password_is_nowhere_to_be_seen(backups: Backups, server: Server) -> None:
+    lines = Path(server.passfile).read_text().splitlines()
+    password = next(line.rpartition(":")[2] for line in lines if ":rollout:" in line)
+    backups.replace_client("pg_dump", f'echo "$@" >> {backups.work}/arguments; exec "$real" "$@"')
+    run = backups.make("-vvv", postgresql_password=password, postgresql_passfile="")
+    assert backups.evidence()["verified"] is True
+    assert "--snapshot" in (backups.work / "arguments").read_text()
+    assert password not in run.output
+    assert password not in (backups.work / "arguments").read_text()
+    assert not any(password.encode() in path.read_bytes() for path in Path(backups.evidence()["path"]).iterdir())
+
+
+# ---- refused before anything is written
+
+
+def test_too_little_space_is_refused_with_numbers(backups: Backups) -> None:
+    run = backups.make(check=False, backup_dump_factor=1e7)
+    assert_refused(run, "free; expected", " TB for a dump of", "backup_dump_factor (10000000.0)")
+    run = backups.make(check=False, backup_dump_factor=-1e8, backup_scratch_factor=1e7)
+    assert_refused(run, "The server's disk has", " TB for the scratch copy of", "backup_scratch_factor (10000000.0)")
+    assert backups.names() == []
+
+
+def test_an_old_client_is_refused_with_both_versions(backups: Backups) -> None:
+    backups.replace_client("pg_dump", 'echo "pg_dump (PostgreSQL) 9.6.24"')
+    major = backups.database.value("SELECT current_setting('server_version_num')::int / 10000")
+    run = backups.make(check=False)
+    assert_refused(run, f"The server is PostgreSQL {major}", "pg_dump (PostgreSQL) 9.6.24", f"version {major} or newer")
+    assert backups.names() == []
+
+
+def test_a_folder_without_clients_is_refused(backups: Backups) -> None:
+    with pytest.raises(pg_backup.Refused, match="pg_dump and pg_restore are not in /usr/share"):
+        pg_backup.inspect(backups.params(bin_dir="/usr/share"))
+
+
+@pytest.mark.parametrize("folder", ["", "backups"])
+def test_a_folder_that_is_not_named_in_full_is_refused(backups: Backups, folder: str) -> None:
+    assert_refused(backups.make(check=False, backup_dir=folder), f"backup_dir is '{folder}'", "absolute path")
+
+
+def test_a_role_that_may_not_make_the_scratch_database_is_refused(backups: Backups) -> None:
+    run = backups.make(check=False, postgresql_user="hive_app")
+    assert_refused(run, "ALTER ROLE hive_app CREATEDB")
+    assert backups.names() == []
+
+
+def test_an_unreachable_server_is_a_sentence(backups: Backups) -> None:
+    assert_refused(backups.make(check=False, postgresql_port=1), "port 1", "Connection refused")
+
+
+# ---- a dump that is not what the database held
+
+
+def test_a_dump_that_lost_a_row_is_refused(backups: Backups) -> None:
+    backups.replace_client(
+        "pg_dump",
+        """
+        "$real" "$@" || exit
+        for each in "$@"; do case "$each" in --file=/dev/*) ;; --file=*)
+            sed -i 1d "$(ls -S "${each#--file=}"/[0-9]*.dat | head -n 1)";; esac; done
+        """,
+    )
+    run = backups.make(check=False, backup_compression="none")
+    rows = backups.database.value("SELECT count(*) FROM project_management_tasks")
+    assert_refused(run, f"public.project_management_tasks had {rows} rows, restored {rows - 1} rows")
+    assert backups.scratch_databases() == []
+    assert [path.name for path in backups.folder.glob("*/verified.json")] == []
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (
+            lambda path: (path / "toc.dat").write_bytes(b"x" + (path / "toc.dat").read_bytes()[1:]),
+            "toc.dat has changed",
+        ),
+        (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+        (lambda path: (path / "extra.dat").touch(), "extra.dat does not belong to it"),
+        (lambda path: (path / "SHA256SUMS").unlink(), "SHA256SUMS cannot be read"),
+    ],
+)
+def test_a_changed_backup_is_refused(backups: Backups, harm: Callable[[Path], Any], told: str) -> None:
+    path = backups.dump()
+    backups.verify(path)
+    harm(path)
+    with pytest.raises(pg_backup.Refused, match=told):
+        backups.verify(path)
+    assert backups.scratch_databases() == []
+    assert not (path / "verified.json").exists()
+
+
+def test_a_backup_of_another_database_is_refused(backups: Backups, databases: Databases) -> None:
+    path, first = backups.dump(), backups.database.name
+    backups.database = databases.clone(empty=True)
+    with pytest.raises(pg_backup.Refused, match=f"is a backup of {first}, not of {backups.database.name}"):
+        backups.verify(path)
+
+
+@pytest.mark.parametrize("name", ["pg_dump", "pg_restore"])
+def test_a_failing_client_leaves_nothing_behind(backups: Backups, name: str) -> None:
+    path = backups.dump()
+    failing = (
+        f'case "$*" in *--snapshot*|*--dbname*) echo "{name}: error: no luck" >&2; exit 3;; esac; exec "$real" "$@"'
+    )
+    backups.replace_client(name, failing)
+    with pytest.raises(pg_backup.Refused, match=f"{name} ended with 3: {name}: error: no luck"):
+        backups.verify(backups.dump() if name == "pg_dump" else path)
+    assert backups.names() == [path.name]
+    assert backups.scratch_databases() == []
+
+
+# ---- runs that die
+
+# Dumps, tells its parent's process id (the module's) and its own, and hangs.
+HANG = """
+case "$*" in *--snapshot*) ;; *) exec "$real" "$@";; esac
+"$real" "$@"; echo $PPID $$ > {told}.new; mv {told}.new {told}; exec sleep 300
+"""
+
+
+def alive(pid: int) -> bool:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.fixture
+def hanging(backups: Backups) -> tuple[Started, int, int]:
+    """A run whose pg_dump hangs with everything written; the process ids of module and client."""
+    clients, told = backups.bin_dir, backups.work / "pids"
+    backups.replace_client("pg_dump", HANG.format(told=told))
+    started = backups.start(backup_run="victim")
+    wait_until(told.exists)
+    module, client = map(int, told.read_text().split())
+    backups.bin_dir = clients
+    return started, module, client
+
+
+def test_a_killed_run_leaves_no_backup_and_stops_no_other(backups: Backups, hanging: tuple[Started, int, int]) -> None:
+    started, module, client = hanging
+    (partial,) = backups.names()
+    assert partial.endswith("-victim.partial")
+    assert (backups.folder / partial / "toc.dat").exists()
+
+    backups.make(backup_run="second")  # a live one's folder is left alone
+    assert partial in backups.names()
+    assert backups.evidence()["verified"] is True
+
+    os.kill(module, signal.SIGKILL)
+    wait_until(lambda: not alive(client))  # it does not hold its locks any longer than the module lived
+    assert started.wait().rc != 0
+    assert partial in backups.names()
+
+    run = backups.make(backup_run="third")
+    names = backups.names()
+    assert run.rc == 0
+    assert len(names) == 2
+    assert names[0].endswith("-second")
+    assert names[1].endswith("-third")
+
+
+def test_a_run_that_is_told_to_end_cleans_up(backups: Backups, hanging: tuple[Started, int, int]) -> None:
+    started, module, client = hanging
+    os.kill(module, signal.SIGTERM)
+    assert started.wait().rc != 0
+    assert backups.names() == []
+    wait_until(lambda: not alive(client))
+
+
+def test_the_scratch_database_of_a_dead_run_goes_and_that_of_a_live_one_stays(backups: Backups) -> None:
+    dead, live = "pgrollout_scratch_dead", "pgrollout_scratch_live"
+    keeper = backups.database.connect()
+    with keeper.cursor() as cursor:
+        cursor.execute("SELECT pg_advisory_lock(1885827699, hashtext(%s))", (live,))
+        for name in (dead, live):
+            cursor.execute(f"CREATE DATABASE {name}")
+        try:
+            backups.verify(backups.dump())
+            assert backups.scratch_databases() == [live]
+        finally:
+            for name in (dead, live):
+                cursor.execute(f"DROP DATABASE IF EXISTS {name}")
+    keeper.close()
+
+
+# ---- retention
+
+
+def test_the_newest_verified_backup_is_never_removed(backups: Backups) -> None:
+    good = backups.dump()
+    backups.verify(good)
+    newer = [f"{backups.database.name}-29990{day}01T000000Z-new" for day in (1, 2, 3)]
+    for name in newer:
+        shutil.copytree(good, backups.folder / name)
+        (backups.folder / name / "verified.json").unlink()
+    other = backups.folder / "other_database-20200101T000000Z-old"
+    other.mkdir()
+    asked = backups.params(keep=2)
+    assert pg_backup.prune(asked, pretend=True)["removed"] == [newer[0]]
+    assert len(backups.names()) == 5
+    assert pg_backup.prune(asked, pretend=False)["removed"] == [newer[0]]
+    assert backups.names() == sorted([good.name, *newer[1:], other.name])
+
+
+def test_the_role_keeps_as_many_as_it_is_told(backups: Backups) -> None:
+    for year in (2001, 2002, 2003):
+        (backups.folder / f"{backups.database.name}-{year}0101T000000Z-old").mkdir(parents=True)
+    backups.make(backup_run="new", backup_keep=2)
+    assert [name.rpartition("-")[2] for name in backups.names()] == ["old", "new"]
+    assert "-2003" in backups.names()[0]
