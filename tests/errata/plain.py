@@ -77,43 +77,47 @@ def violations(connection: Any, path: str) -> dict[str, list[tuple[str, str, str
     return {title: rows for title, rows in result.items() if rows}
 
 
-def _parts(update: Statement) -> tuple[str, str, str]:
-    """Table, WHERE and a JSON object of the columns set of an ``UPDATE table AS t``."""
-    tree = pglast.parse_sql(update.text)[0].stmt
-    columns = ", ".join(f"'{target.name}', t.{target.name}" for target in tree.targetList)
-    return tree.relation.relname, RawStream()(tree.whereClause), f"jsonb_build_object({columns})"
+def _parts(update: Statement) -> tuple[str, list[str], str]:
+    """Table, columns set and WHERE of an ``UPDATE table AS t``."""
+    tree: Any = pglast.parse_sql(update.text)[0].stmt
+    return tree.relation.relname, [target.name for target in tree.targetList], RawStream()(tree.whereClause)
+
+
+def _values(columns: list[str]) -> str:
+    return "jsonb_build_object(" + ", ".join(f"'{column}', t.{column}" for column in columns) + ")"
 
 
 def _backfill(connection: Any, update: Statement) -> None:
-    table, where, values = _parts(update)
-    cursor = connection.cursor()
-    cursor.execute("CREATE TABLE IF NOT EXISTS plain_record (step text, key jsonb, old jsonb, new jsonb)")
-    cursor.execute(
-        f"INSERT INTO plain_record SELECT %s, jsonb_build_object('id', t.id), {values} FROM {table} t WHERE {where}",
-        (update.notes["Step"],),
+    table, columns, where = _parts(update)
+    step = update.notes["Step"]
+    run(connection, "CREATE TABLE IF NOT EXISTS plain_record (step text, key jsonb, old jsonb, new jsonb)")
+    run(
+        connection,
+        f"INSERT INTO plain_record SELECT '{step}', jsonb_build_object('id', t.id), {_values(columns)}"
+        f" FROM {table} t WHERE {where}",
     )
-    cursor.execute(update.text)
-    cursor.execute(
-        f"UPDATE plain_record SET new = {values} FROM {table} t WHERE step = %s AND t.id = (key ->> 'id')::uuid",
-        (update.notes["Step"],),
+    run(connection, update.text)
+    run(
+        connection,
+        f"UPDATE plain_record SET new = {_values(columns)} FROM {table} t"
+        f" WHERE step = '{step}' AND t.id = (key ->> 'id')::uuid",
     )
 
 
 def _restore(connection: Any, update: Statement, statement: Statement) -> None:
-    table, _, values = _parts(update)
-    columns = [target.name for target in pglast.parse_sql(update.text)[0].stmt.targetList]
+    table, columns, _ = _parts(update)
+    step = update.notes["Step"]
     setters = ", ".join(f"{c} = (jsonb_populate_record(NULL::{table}, r.old)).{c}" for c in columns)
-    cursor = connection.cursor()
-    cursor.execute("CREATE TEMPORARY TABLE restored (key jsonb, old jsonb, new jsonb)")
-    cursor.execute(
-        f"WITH done AS (UPDATE {table} t SET {setters} FROM plain_record r WHERE r.step = %s "
-        f"AND t.id = (r.key ->> 'id')::uuid AND {values} = r.new RETURNING r.key, r.old, r.new) "
-        "INSERT INTO restored SELECT * FROM done",
-        (update.notes["Step"],),
+    run(connection, "CREATE TEMPORARY TABLE restored (key jsonb, old jsonb, new jsonb)")
+    run(
+        connection,
+        f"WITH done AS (UPDATE {table} t SET {setters} FROM plain_record r WHERE r.step = '{step}'"
+        f" AND t.id = (r.key ->> 'id')::uuid AND {_values(columns)} = r.new RETURNING r.key, r.old, r.new)"
+        " INSERT INTO restored SELECT * FROM done",
     )
-    cursor.execute(statement.text)
-    cursor.execute("DROP TABLE restored")
-    cursor.execute("DELETE FROM plain_record WHERE step = %s", (update.notes["Step"],))
+    run(connection, statement.text)
+    run(connection, "DROP TABLE restored")
+    run(connection, "DELETE FROM plain_record WHERE step = %s", step)
 
 
 def rows(connection: Any, query: str, *args: Any) -> list[tuple[Any, ...]]:

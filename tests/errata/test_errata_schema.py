@@ -118,9 +118,7 @@ def test_erratum_37_timestamps_are_utc_whoever_writes(bare: Any, zone: str) -> N
     assert value(bare, off.format("roadmap")) is True
 
     plain.apply(bare, *plain.migrations("phase2"))
-    run(
-        bare, "INSERT INTO agent_tmux_sessions (session_name, tmux_session_id, workspace_path) VALUES ('s', 't', '/w')"
-    )
+    run(bare, "INSERT INTO agent_tmux_sessions (session_name, tmux_session_id, workspace_path) VALUES ('s', 't', '/w')")
     assert value(bare, off.format("agent_tmux_sessions")) is False
     said = rows(
         bare,

@@ -268,7 +268,8 @@ def test_a_role_that_may_not_make_the_scratch_database_is_refused(backups: Backu
 
 
 def test_an_unreachable_server_is_a_sentence(backups: Backups) -> None:
-    assert_refused(backups.make(check=False, postgresql_port=1), "port 1", "Connection refused")
+    run = backups.make(check=False, postgresql_port=1)
+    assert_refused(run, f"PostgreSQL at {backups.database.host}, port 1, database {backups.database.name}: connection")
 
 
 # ---- a dump that is not what the database held
@@ -317,6 +318,26 @@ def test_a_backup_of_another_database_is_refused(backups: Backups, databases: Da
     backups.database = databases.clone(empty=True)
     with pytest.raises(pg_backup.Refused, match=f"is a backup of {first}, not of {backups.database.name}"):
         backups.verify(path)
+
+
+UNKNOWN = (
+    'pg_restore: error: could not execute query: ERROR:  unrecognized configuration parameter "transaction_timeout"'
+)
+IGNORED = "Command was: SET transaction_timeout = 0;\npg_restore: warning: errors ignored on restore: 1"
+
+
+@pytest.mark.parametrize(
+    ("said", "harmless"),
+    [
+        (f"{UNKNOWN}\n{IGNORED}", True),
+        (f"{UNKNOWN}\n{UNKNOWN}\n{IGNORED}", True),
+        (f"{UNKNOWN}\npg_restore: error: COPY failed for table t: ERROR:  no luck\n{IGNORED}", False),
+        (UNKNOWN, False),
+        ("pg_restore: error: could not open file", False),
+    ],
+)
+def test_of_a_newer_clients_errors_only_the_known_one_is_harmless(said: str, harmless: bool) -> None:
+    assert pg_backup.only_unknown_timeout(said) is harmless
 
 
 @pytest.mark.parametrize("name", ["pg_dump", "pg_restore"])

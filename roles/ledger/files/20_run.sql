@@ -141,3 +141,13 @@ LANGUAGE sql AS $$
     UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = 'completed'
     WHERE run_id = p_run AND phase = p_phase AND direction = p_direction
 $$;
+
+-- After the rollback of a phase: none of its steps counts as made any more, and its files may change again. What an
+-- operator took away stays held.
+CREATE OR REPLACE FUNCTION pgrollout.end_rollback(p_run bigint, p_phase text) RETURNS void LANGUAGE sql AS $$
+    UPDATE pgrollout.step SET state = 'rolled_back', ended_at = clock_timestamp()
+    WHERE phase = p_phase AND state NOT IN ('rolled_back', 'held') AND step_id NOT LIKE '% (rollback)';
+    DELETE FROM pgrollout.cursor WHERE step_id IN (SELECT step_id FROM pgrollout.step WHERE phase = p_phase);
+    DELETE FROM pgrollout.migration WHERE phase = p_phase;
+    SELECT pgrollout.end_phase(p_run, p_phase, 'rollback');
+$$;

@@ -20,7 +20,7 @@ CREATE OR REPLACE FUNCTION pgrollout.step_ended(p_run bigint, p_step jsonb, p_st
 RETURNS void LANGUAGE sql AS $$
     UPDATE pgrollout.step SET state = p_state, ended_at = clock_timestamp(), message = p_message, rows = p_rows
     WHERE step_id = p_step ->> 'id';
-    UPDATE pgrollout.step SET state = 'rolled_back', ended_at = clock_timestamp(), run_id = p_run
+    UPDATE pgrollout.step SET state = 'rolled_back', ended_at = clock_timestamp()
     WHERE p_state = 'done' AND step_id IN (SELECT jsonb_array_elements_text(coalesce(p_step -> 'undoes', '[]')));
 $$;
 
@@ -91,6 +91,8 @@ DECLARE
     v_give_up timestamptz := clock_timestamp() + make_interval(secs => (v_settings ->> 'give_up_s')::double precision);
     v_lock_ms integer := (v_settings ->> 'lock_timeout_ms')::integer;
     v_age interval := make_interval(secs => (v_settings ->> 'blocker_age_ms')::double precision / 1000);
+    v_strong boolean := EXISTS (SELECT FROM jsonb_array_elements(p_step -> 'locks') AS l
+                                WHERE l ->> 'mode' IN ('SHARE', 'SHARE ROW EXCLUSIVE', 'ACCESS EXCLUSIVE'));
     v_attempts integer := 0;
     v_blocker text;
     v_state text;
@@ -126,10 +128,11 @@ BEGIN
             END;
             COMMIT;
             IF v_state = 'done' THEN
+                -- Of interest where the application queues behind the lock: SHARE and stronger.
                 UPDATE pgrollout.step
                 SET attempts = v_attempts,
-                    lock_wait_ms = round((extract(epoch FROM v_got - v_asked) * 1000)::numeric, 1),
-                    lock_hold_ms = round((extract(epoch FROM clock_timestamp() - v_got) * 1000)::numeric, 1)
+                    lock_wait_ms = CASE WHEN v_strong THEN round((extract(epoch FROM v_got - v_asked) * 1000)::numeric, 1) END,
+                    lock_hold_ms = CASE WHEN v_strong THEN round((extract(epoch FROM clock_timestamp() - v_got) * 1000)::numeric, 1) END
                 WHERE step_id = p_step ->> 'id';
                 RETURN;
             ELSIF v_state = 'failed' THEN

@@ -11,7 +11,7 @@ FROM pgrollout.phase_run AS p
 LEFT JOIN LATERAL (
     SELECT sum(t.rows) FILTER (WHERE t.kind IN ('BACKFILL', 'restore', 'UPDATE', 'INSERT', 'DELETE')) AS rows,
            count(*) FILTER (WHERE t.state = 'failed') AS failed
-    FROM pgrollout.step AS t WHERE t.run_id = p.run_id AND t.phase = p.phase
+    FROM pgrollout.step AS t WHERE t.run_id = p.run_id AND t.phase = p.phase AND (t.step_id LIKE '% (rollback)') = (p.direction = 'rollback')
 ) AS s ON true;
 
 -- The roadmap's query names the view without a schema. A relation of that name that is not ours is left alone.
@@ -37,5 +37,31 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
                    coalesce(max(s.lock_wait_ms), 0), coalesce(max(s.lock_hold_ms), 0))
      FROM pgrollout.phase_run AS p
      LEFT JOIN pgrollout.step AS s ON s.run_id = p_run AND s.phase = p.phase
+         AND (s.step_id LIKE '% (rollback)') = (p.direction = 'rollback')
      WHERE p.run_id = p_run GROUP BY p.run_id, p.phase, p.direction ORDER BY min(p.started_at))
+$$;
+
+-- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.
+CREATE OR REPLACE FUNCTION pgrollout.status() RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
+    SELECT 'open: ' || pgrollout.describe_run(r.run_id) || coalesce('; waits for ' || r.waiting_for, '')
+    FROM pgrollout.run AS r WHERE r.ended_at IS NULL
+    UNION ALL
+    SELECT format('last: run %s (%s) by %s on %s: %s at %s UTC%s', r.run_id, r.kind, r.operator, r.host, r.status,
+                  to_char(r.ended_at AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI:SS'), coalesce('; ' || nullif(r.message, ''), ''))
+    FROM (SELECT * FROM pgrollout.run WHERE ended_at IS NOT NULL ORDER BY run_id DESC LIMIT 1) AS r
+    UNION ALL
+    SELECT format('working: pid %s (%s) since %s: %s', h.pid, h.application_name, date_trunc('second', h.since), h.query)
+    FROM pgrollout.lock_holder() AS h
+    UNION ALL
+    SELECT format('backfill: %s: %s of about %s rows visited, %s changed, %s rows a batch, %s rows/s', c.step_id, c.rows_visited,
+                  c.rows_estimated, c.rows_changed, c.batch_rows,
+                  round(c.rows_visited / greatest(extract(epoch FROM c.updated_at - c.started_at), 0.001)))
+    FROM pgrollout.cursor AS c WHERE NOT c.finished
+    UNION ALL
+    SELECT format('asked to %s by %s at %s UTC: %s', c.request, c.who, to_char(c.at AT TIME ZONE 'utc', 'HH24:MI:SS'), c.why)
+    FROM pgrollout.control AS c WHERE c.request <> 'run'
+    UNION ALL
+    SELECT format('backup: %s, %s old, %s', b.evidence ->> 'path', date_trunc('second', clock_timestamp() - b.recorded_at),
+                  CASE WHEN (b.evidence ->> 'verified')::boolean THEN 'verified by a restore' ELSE 'NOT verified' END)
+    FROM (SELECT * FROM pgrollout.backup ORDER BY run_id DESC LIMIT 1) AS b
 $$;

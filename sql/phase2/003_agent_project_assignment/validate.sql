@@ -19,11 +19,11 @@ WHERE a.current_project_id IS NOT NULL
 -- Refuses: check_violation
 INSERT INTO agents (name, agent_type, max_concurrent_projects) VALUES ('validation', 'validation', 0);
 
--- Step: a_capacity_of_0_%_is_refused
+-- Step: a_capacity_of_0_percent_is_refused
 -- Refuses: check_violation
 INSERT INTO agents (name, agent_type, project_capacity_percentage) VALUES ('validation', 'validation', 0);
 
--- Step: a_capacity_over_100_%_is_refused
+-- Step: a_capacity_over_100_percent_is_refused
 -- Refuses: check_violation
 INSERT INTO agents (name, agent_type, project_capacity_percentage) VALUES ('validation', 'validation', 101);
 

@@ -25,11 +25,11 @@ INSERT INTO agent_tmux_sessions (session_name, tmux_session_id) VALUES ('validat
 INSERT INTO agent_tmux_sessions (session_name, tmux_session_id, workspace_path, agent_id)
 VALUES ('validation', 'validation', '/nowhere', '00000000-0000-0000-0000-000000000000');
 
--- Step: an_allocation_of_0_%_is_refused
+-- Step: an_allocation_of_0_percent_is_refused
 -- Refuses: check_violation
 INSERT INTO project_resource_allocations (capacity_percentage) VALUES (0);
 
--- Step: an_allocation_over_100_%_is_refused
+-- Step: an_allocation_over_100_percent_is_refused
 -- Refuses: check_violation
 INSERT INTO project_resource_allocations (capacity_percentage) VALUES (101);
 

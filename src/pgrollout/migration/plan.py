@@ -65,7 +65,7 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
     Returns {phases: [{name, title, state, steps}], pending, stoppers, loses: [sentence]}; the steps are in the order in
     which they run. `loses` says what of the application's data goes away with a dropped column or table.
     """
-    made = {_key(step["object"]): step for step in apply_steps(rollout) if step["object"] and _ledger(facts, step)}
+    made = {_key(step["object"]): step for step in apply_steps(rollout) if step["object"] and _stands(facts, step)}
     filled = {step["id"]: step for step in apply_steps(rollout) if step["mode"] == "data"}
     planned = []
     stoppers: list[str] = []
@@ -81,7 +81,7 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
             )
         steps = []
         for migration in reversed(phase["migrations"]):
-            touched = any(_ledger(facts, step) for step in migration["apply"])
+            touched = any(_stands(facts, step) for step in migration["apply"])
             for step in migration["rollback"]:
                 decided = _decide_rollback(step, facts, made, filled) if touched else _untouched(step)
                 steps.append(decided)
@@ -103,6 +103,11 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
 def apply_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
     """Every apply step of the rollout, in order."""
     return [step for phase in rollout["phases"] for migration in phase["migrations"] for step in migration["apply"]]
+
+
+def materialized_views(rollout: dict[str, Any]) -> list[str]:
+    """Names of the materialized views that the rollout makes."""
+    return [step["object"]["name"] for step in apply_steps(rollout) if step["kind"] == "CREATE MATERIALIZED VIEW"]
 
 
 def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
@@ -309,13 +314,18 @@ def _ledger(facts: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
     return row if row.get("state") != "rolled_back" else {}
 
 
+def _stands(facts: dict[str, Any], step: dict[str, Any]) -> bool:
+    """Whether the ledger says that this rollout made the step's object and nobody has taken it away since."""
+    return _ledger(facts, step).get("state", "held") != "held"
+
+
 def _is_held(facts: dict[str, Any], step_id: str) -> bool:
     return bool(facts.get("ledger", {}).get("steps", {}).get(step_id, {}).get("state") == "held")
 
 
 def _touched(rollout: dict[str, Any], facts: dict[str, Any], phase: str) -> bool:
     """Whether the ledger has a step of that phase that was made and not rolled back."""
-    return any(_ledger(facts, step) for step in apply_steps(rollout) if step["phase"] == phase)
+    return any(_stands(facts, step) for step in apply_steps(rollout) if step["phase"] == phase)
 
 
 def _needs(rollout: dict[str, Any], phase: str) -> set[str]:

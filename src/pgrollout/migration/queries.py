@@ -59,6 +59,35 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
     return queries
 
 
+def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:
+    """The emergency switch, for one transaction: no run lock, no ledger, a bounded wait for a locked row."""
+    return [
+        f"SELECT set_config('search_path', {literal(search_path)}, true), "
+        f"set_config('lock_timeout', '{int(lock_timeout_ms)}ms', true), set_config('application_name', 'pgrollout/immediate', true)",
+        *[step["sql"] for step in migration["apply"]],
+    ]
+
+
+def hold_queries(migration: dict[str, Any], operator: str, stop: bool = True) -> list[str]:
+    """Marks `holds` of a migration as taken away and, with `stop`, asks what runs to stop. Nothing where there is no ledger."""
+    steps = [{key: step[key] for key in ("migration", "phase", "kind", "sql")} | {"id": _made(step)} for step in migration["holds"]]
+    why = f"taken away by {operator}"
+    orders = f"PERFORM pgrollout.hold({literal(json.dumps(steps))}::jsonb, {literal(why)});"
+    if stop:
+        orders += (
+            f" UPDATE pgrollout.control SET request = 'stop', who = {literal(operator)}, why = 'rollback.yml --tags immediate', "
+            "at = clock_timestamp();"
+        )
+    return [
+        f"DO $pgrollout_hold$ BEGIN IF to_regclass('pgrollout.step') IS NOT NULL THEN {orders} END IF; END $pgrollout_hold$"
+    ]
+
+
+def _made(step: dict[str, Any]) -> str:
+    """The apply step that a held step stands for: a rollback step holds what it undoes."""
+    return str(step["undoes"][0]) if step.get("undoes") else str(step["id"])
+
+
 def _ledger_id(step: dict[str, Any]) -> str:
     return str(step["id"]) + (" (rollback)" if step.get("rollback") else "")
 

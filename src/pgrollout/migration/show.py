@@ -18,7 +18,10 @@ _MARK = {
 
 
 def plan_lines(plan: dict[str, Any], statements: bool = False) -> list[str]:
-    """The plan, a line a step: state, lock, table and its size. With `statements` the SQL of each step that is to do."""
+    """The plan, a line a step: state, lock, table and its size. With `statements` the SQL of each step that is to do.
+
+    Hazards for the application stand under their phase, each once.
+    """
     lines = []
     for phase in plan["phases"]:
         to_do = sum(step["state"] in ("pending", "rebuild") for step in phase["steps"])
@@ -29,11 +32,20 @@ def plan_lines(plan: dict[str, Any], statements: bool = False) -> list[str]:
             lines.append(f"  {_MARK[step['state']]:9} {step['id']:60} {_locks(step)}".rstrip())
             if step["reason"]:
                 lines.append(f"            {step['reason']}")
-            if step["state"] in ("pending", "rebuild"):
-                lines += [f"            hazard: {hazard}" for hazard in step["hazards"]]
-                if statements:
-                    lines += [f"          + {line}" for line in step["sql"].splitlines()]
+            if step["state"] in ("pending", "rebuild") and statements:
+                lines += [f"          + {line}" for line in step["sql"].splitlines()]
+        lines += _hazards(phase["steps"])
     return lines
+
+
+def _hazards(steps: list[dict[str, Any]]) -> list[str]:
+    """Each hazard for the application once, with the steps that bring it."""
+    found: dict[str, list[str]] = {}
+    for step in steps:
+        if step["state"] in ("pending", "rebuild"):
+            for hazard in step["hazards"]:
+                found.setdefault(hazard, []).append(step["name"])
+    return [f"  application hazard: {hazard} ({len(names)} steps, first {names[0]})" for hazard, names in found.items()]
 
 
 def _locks(step: dict[str, Any]) -> str:
@@ -85,3 +97,28 @@ def violations(rows: Any) -> list[str]:
         f"{row['title']}: {row['object']}: found {row['found']}, expected {row['expected']} ({row['source']})"
         for row in found
     ]
+
+
+def difference_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each difference of two catalog fingerprints."""
+    return [f"{row['object']}: found [{row['found']}], expected [{row['expected']}]" for row in rows]
+
+
+def content_lines(rows: list[dict[str, Any]]) -> list[str]:
+    """A phrase for each table whose content differs, with its rows before and now."""
+    return [
+        f"{row['table_name']} ({row['rows_before']:,} rows then, {'gone' if row['rows_now'] is None else format(row['rows_now'], ',')} now)"
+        for row in rows
+        if not row["equal"]
+    ]
+
+
+def status_lines(plan: dict[str, Any]) -> list[str]:
+    """One line a phase, then what is held, in conflict or drifted."""
+    lines = []
+    for phase in plan["phases"]:
+        to_do = sum(step["state"] in ("pending", "rebuild") for step in phase["steps"])
+        lines.append(f"{phase['name']}: {phase['state']}, {to_do} of {len(phase['steps'])} steps to do ({phase['title']})")
+        lines += [f"  held: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "held"]
+        lines += [f"  invalid: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "rebuild"]
+    return lines + [f"problem: {sentence}" for sentence in plan["stoppers"]]
