@@ -18,7 +18,8 @@ short_description: Tells who runs this playbook, or whether another controller i
 version_added: "0.1.0"
 description:
   - With the term C(self), returns operator, host, pid, started (seconds since 1970) and git_revision of this run.
-  - With the term C(state), returns C(dead), C(alive) or C(elsewhere) of the process that O(host), O(pid) and O(started) name.
+  - With the term C(state), returns C(dead), C(alive) or C(elsewhere) of the process that O(host), O(pid) and O(started)
+    name.
 options:
   _terms:
     description: C(self) or C(state).
@@ -60,12 +61,19 @@ def _self(folder: str) -> dict[str, Any]:
     parent = multiprocessing.parent_process()
     pid = parent.pid if parent and parent.pid else os.getpid()
     return {
-        "operator": os.environ.get("SUDO_USER") or getpass.getuser(),
+        "operator": os.environ.get("SUDO_USER") or _user(),
         "host": socket.gethostname(),
         "pid": pid,
         "started": psutil.Process(pid).create_time(),
         "git_revision": _git_revision(folder),
     }
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's account without an entry in passwd
+        return f"uid {os.getuid()}"
 
 
 def _state(host: str, pid: int, started: float) -> str:
@@ -87,7 +95,7 @@ def _git_revision(folder: str) -> str:
     try:
         revision = _git(folder, "rev-parse", "--short=12", "HEAD")
         return revision + ("+" if _git(folder, "status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.CalledProcessError):
+    except (OSError, subprocess.SubprocessError):
         return "unknown"
 
 

@@ -21,10 +21,12 @@ name: rollout
 short_description: Reads a rollout folder
 version_added: "0.1.0"
 description:
-  - Reads phases, migrations and their statements from a folder of SQL files on the controller, parsed with PostgreSQL's grammar.
+  - Reads phases, migrations and their statements from a folder of SQL files on the controller, parsed with PostgreSQL's
+    grammar.
 options:
   _terms:
-    description: The folder that holds phase1, phase2 and so on. A relative one is looked for beside the playbooks folder.
+    description: The folder that holds phase1, phase2 and so on. A relative one is looked for in the current folder,
+      then beside the playbooks folder.
     required: true
   schema:
     description: The schema of names without one.

@@ -285,7 +285,8 @@ def only_unknown_timeout(said: str) -> bool:
 
 
 def major(version: str) -> int:
-    found = re.search(r"(\d+)", version.split(")")[-1])
+    """17 of "pg_dump (PostgreSQL) 17.10 (Debian 17.10-1)"; 0 of anything else."""
+    found = re.match(r"\w+ \(.*?\) (\d+)", version)
     return int(found.group(1)) if found else 0
 
 

@@ -137,7 +137,7 @@ SELECT pg_temp.id_of('task', i),
        CASE WHEN i % 997 <> 500 THEN pg_temp.pick(verbs, a) || ' ' || pg_temp.pick(things, b) || ' (#' || i || ')' END,
        CASE WHEN i % 300 = 3 THEN
                 repeat(pg_temp.pick(sentences, c) || ' ' || pg_temp.pick(things, a) || E'.\n', 10 + (b * 190)::integer)
-            WHEN i % 20 <> 19 THEN pg_temp.pick(sentences, c) || ' ' || pg_temp.pick(sentences, a) END,
+            WHEN i % 10 < 7 THEN pg_temp.pick(sentences, c) || ' ' || pg_temp.pick(sentences, a) END,
        CASE WHEN i % 50 <> 49 THEN
            pg_temp.pick('{feature_development,feature_development,feature_development,bug_fix,bug_fix,testing,'
                         'refactoring,architecture,research,documentation}', b)

@@ -52,7 +52,7 @@ def most_rows(connection: Any, query: str) -> int:
     """The largest number of rows that any node of the plan of `query` returns, over all its loops."""
 
     def nodes(node: dict[str, Any]) -> int:
-        own = round(node["Actual Rows"] * node["Actual Loops"])
+        own: int = round(node["Actual Rows"] * node["Actual Loops"])
         return max([own, *map(nodes, node.get("Plans", []))])
 
     (plan,) = value(connection, f"EXPLAIN (ANALYZE, TIMING OFF, FORMAT JSON) {query}")

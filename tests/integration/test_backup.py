@@ -243,6 +243,19 @@ def test_too_little_space_is_refused_with_numbers(backups: Backups) -> None:
     assert backups.names() == []
 
 
+@pytest.mark.parametrize(
+    ("said", "major"),
+    [
+        ("pg_dump (PostgreSQL) 17.10", 17),
+        ("pg_dump (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)", 15),
+        ("pg_dump (PostgreSQL) 19beta1", 19),
+        ("pg_dump: not found", 0),
+    ],
+)
+def test_the_clients_major_version(said: str, major: int) -> None:
+    assert pg_backup.major(said) == major
+
+
 def test_an_old_client_is_refused_with_both_versions(backups: Backups) -> None:
     backups.replace_client("pg_dump", 'echo "pg_dump (PostgreSQL) 9.6.24"')
     major = backups.database.value("SELECT current_setting('server_version_num')::int / 10000")

@@ -99,17 +99,21 @@ CREATE TABLE IF NOT EXISTS pgrollout.event (
     detail text NOT NULL
 );
 
--- Catalog fingerprint and content digests from before a phase was first applied: what its rollback must come back to.
+-- Catalog fingerprint and content digests from before a phase was first applied: what its rollback must come back to;
+-- and the server's statistics, to compare a later day with.
 CREATE TABLE IF NOT EXISTS pgrollout.snapshot (
     phase text PRIMARY KEY,
     run_id bigint NOT NULL REFERENCES pgrollout.run,
     taken_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     fingerprint jsonb NOT NULL,
-    digests jsonb NOT NULL
+    digests jsonb NOT NULL,
+    statistics jsonb NOT NULL
 );
 
 CREATE TABLE IF NOT EXISTS pgrollout.backup (
-    run_id bigint PRIMARY KEY REFERENCES pgrollout.run,
+    backup_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    -- NULL: made by backup.yml, outside a run.
+    run_id bigint REFERENCES pgrollout.run,
     recorded_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     evidence jsonb NOT NULL
 );

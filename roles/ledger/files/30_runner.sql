@@ -134,6 +134,7 @@ BEGIN
                     lock_wait_ms = CASE WHEN v_strong THEN round((extract(epoch FROM v_got - v_asked) * 1000)::numeric, 1) END,
                     lock_hold_ms = CASE WHEN v_strong THEN round((extract(epoch FROM clock_timestamp() - v_got) * 1000)::numeric, 1) END
                 WHERE step_id = p_step ->> 'id';
+                UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
                 RETURN;
             ELSIF v_state = 'failed' THEN
                 PERFORM pgrollout.step_ended(p_run, p_step, 'failed', v_error, 0);

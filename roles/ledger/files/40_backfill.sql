@@ -100,6 +100,12 @@ BEGIN
     IF to_regclass(v_spec ->> 'table') IS NULL THEN
         RAISE EXCEPTION 'table % does not exist', v_spec ->> 'table';
     END IF;
+    IF EXISTS (SELECT FROM jsonb_array_elements_text((v_spec -> 'key') || (v_spec -> 'columns')) AS c
+               WHERE NOT EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = to_regclass(v_spec ->> 'table')
+                                                               AND a.attname = c AND NOT a.attisdropped)) THEN
+        RAISE EXCEPTION 'table % lacks a column of this backfill (key %, columns %)',
+            v_spec ->> 'table', v_spec -> 'key', v_spec -> 'columns';
+    END IF;
     PERFORM pgrollout.step_started(p_run, p_step);
     INSERT INTO pgrollout.cursor (step_id, batch_rows, rows_estimated)
     SELECT v_id, (v_settings ->> 'batch_rows')::integer, greatest(c.reltuples, 0)::bigint
@@ -135,6 +141,7 @@ BEGIN
                 batch_rows = pgrollout.next_batch_rows(batch_rows, extract(epoch FROM clock_timestamp() - v_begun) * 1000,
                     (v_settings ->> 'batch_target_ms')::double precision, (v_settings ->> 'batch_max_rows')::integer)
             WHERE step_id = v_id;
+            UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
             v_first_failure := NULL;
         EXCEPTION
             WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
@@ -223,6 +230,7 @@ BEGIN
         BEGIN
             PERFORM set_config('lock_timeout', (v_settings ->> 'lock_timeout_max_ms') || 'ms', true);
             EXECUTE v_sql INTO v_visited, v_restored USING v_batch;
+            UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
             v_first_failure := NULL;
         EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
             v_blocked := format('rows of %s that another transaction holds (%s)', v_spec ->> 'table', SQLERRM);

@@ -74,11 +74,43 @@ CREATE OR REPLACE FUNCTION pgrollout.digests(p_max_bytes bigint) RETURNS jsonb L
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrollout')
 $$;
 
+-- The roadmap's performance baseline: {tables, indexes, statements}. `statements` are the ten that cost most, or the
+-- reason why there are none.
+CREATE OR REPLACE FUNCTION pgrollout.statistics() RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
+DECLARE
+    v_extension_schema text := (SELECT n.nspname FROM pg_extension AS e JOIN pg_namespace AS n ON n.oid = e.extnamespace
+                                WHERE e.extname = 'pg_stat_statements');
+    v_statements jsonb;
+BEGIN
+    IF v_extension_schema IS NULL THEN
+        v_statements := to_jsonb('the extension pg_stat_statements is not installed in this database'::text);
+    ELSE
+        BEGIN
+            EXECUTE format('SELECT coalesce(jsonb_agg(to_jsonb(s)), ''[]'') FROM (SELECT left(query, 200) AS query, calls, '
+                           'total_exec_time, mean_exec_time, min_exec_time, max_exec_time FROM %I.pg_stat_statements '
+                           'WHERE dbid = (SELECT oid FROM pg_database WHERE datname = current_database()) '
+                           'ORDER BY total_exec_time DESC LIMIT 10) AS s', v_extension_schema) INTO v_statements;
+        EXCEPTION WHEN object_not_in_prerequisite_state OR undefined_column THEN
+            v_statements := to_jsonb('pg_stat_statements cannot be read: ' || SQLERRM);
+        END;
+    END IF;
+    RETURN jsonb_build_object(
+        'tables', (SELECT coalesce(jsonb_object_agg(t.schemaname || '.' || t.relname, jsonb_build_object(
+                              'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
+                              'seq_tup_read', t.seq_tup_read, 'idx_scan', t.idx_scan, 'idx_tup_fetch', t.idx_tup_fetch)), '{}')
+                   FROM pg_stat_user_tables AS t WHERE t.schemaname <> 'pgrollout'),
+        'indexes', (SELECT coalesce(jsonb_object_agg(i.schemaname || '.' || i.indexrelname, i.idx_scan), '{}')
+                    FROM pg_stat_user_indexes AS i WHERE i.schemaname <> 'pgrollout'),
+        'statements', v_statements);
+END
+$$;
+
 CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p_max_bytes bigint) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests)
-    VALUES (p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes))
+    INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests, statistics)
+    VALUES (p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pgrollout.statistics())
     ON CONFLICT (phase) DO UPDATE
-    SET run_id = excluded.run_id, taken_at = clock_timestamp(), fingerprint = excluded.fingerprint, digests = excluded.digests
+    SET run_id = excluded.run_id, taken_at = clock_timestamp(), fingerprint = excluded.fingerprint,
+        digests = excluded.digests, statistics = excluded.statistics
 $$;
 
 -- Compares the catalog with the snapshot from before p_phase: one row a difference.

@@ -135,9 +135,9 @@ class Classifier:
         if handler is None:
             name = AlterTableType(command.subtype).name.removeprefix("AT_")
             return _refuse(f"ALTER TABLE … {name} is not a change that this engine can make safely")
-        return handler(table, command, node)
+        return handler(table, command)
 
-    def _add_column(self, table: str, command: Any, node: Any) -> dict[str, Any]:
+    def _add_column(self, table: str, command: Any) -> dict[str, Any]:
         column = command.def_
         constraints = column.constraints or ()
         kinds = {c.contype for c in constraints}
@@ -154,7 +154,8 @@ class Classifier:
             return step
         if ConstrType.CONSTR_CHECK in kinds:
             return step | _refuse(
-                f"an inline CHECK scans {table} under ACCESS EXCLUSIVE; add it NOT VALID in a statement of its own, then VALIDATE it"
+                f"an inline CHECK scans {table} under ACCESS EXCLUSIVE; add it NOT VALID in a statement of its own, "
+                "then VALIDATE it"
             )
         if kinds & {
             ConstrType.CONSTR_PRIMARY,
@@ -169,7 +170,7 @@ class Classifier:
             )
         return step
 
-    def _drop_column(self, table: str, command: Any, _: Any) -> dict[str, Any]:
+    def _drop_column(self, table: str, command: Any) -> dict[str, Any]:
         return {
             "kind": "DROP COLUMN",
             "object": {"kind": "column", "table": table, "name": command.name},
@@ -177,7 +178,7 @@ class Classifier:
             "hazards": [PREPARED_HAZARD],
         }
 
-    def _add_constraint(self, table: str, command: Any, node: Any) -> dict[str, Any]:
+    def _add_constraint(self, table: str, command: Any) -> dict[str, Any]:
         constraint = command.def_
         foreign = constraint.contype == ConstrType.CONSTR_FOREIGN
         if column := _checked_not_null(constraint):
@@ -197,21 +198,21 @@ class Classifier:
             )
         return step
 
-    def _validate_constraint(self, table: str, command: Any, _: Any) -> dict[str, Any]:
+    def _validate_constraint(self, table: str, command: Any) -> dict[str, Any]:
         return {
             "kind": "VALIDATE CONSTRAINT",
             "object": {"kind": "validation", "table": table, "name": command.name},
             "locks": [_lock(table, SHARE_UPDATE_EXCLUSIVE)],
         }
 
-    def _drop_constraint(self, table: str, command: Any, _: Any) -> dict[str, Any]:
+    def _drop_constraint(self, table: str, command: Any) -> dict[str, Any]:
         return {
             "kind": "DROP CONSTRAINT",
             "object": {"kind": "constraint", "table": table, "name": command.name},
             "locks": [_lock(table, ACCESS_EXCLUSIVE)],
         }
 
-    def _set_not_null(self, table: str, command: Any, _: Any) -> dict[str, Any]:
+    def _set_not_null(self, table: str, command: Any) -> dict[str, Any]:
         step = {
             "kind": "SET NOT NULL",
             "object": {"kind": "not_null", "table": table, "name": command.name},
@@ -222,19 +223,19 @@ class Classifier:
         }
         if table not in self.made and (table, command.name) not in self.not_null_checks:
             return step | _refuse(
-                f"it scans {table} under ACCESS EXCLUSIVE; first ADD CONSTRAINT … CHECK ({command.name} IS NOT NULL) NOT VALID, "
-                "then VALIDATE it"
+                f"it scans {table} under ACCESS EXCLUSIVE; first ADD CONSTRAINT … CHECK ({command.name} IS NOT NULL) "
+                "NOT VALID, then VALIDATE it"
             )
         return step
 
-    def _drop_not_null(self, table: str, command: Any, _: Any) -> dict[str, Any]:
+    def _drop_not_null(self, table: str, command: Any) -> dict[str, Any]:
         return {
             "kind": "DROP NOT NULL",
             "object": {"kind": "not_null", "table": table, "name": command.name},
             "locks": [_lock(table, ACCESS_EXCLUSIVE)],
         }
 
-    def _column_default(self, table: str, command: Any, node: Any) -> dict[str, Any]:
+    def _column_default(self, table: str, command: Any) -> dict[str, Any]:
         return {
             "kind": "SET DEFAULT" if command.def_ else "DROP DEFAULT",
             "object": {"kind": "default", "table": table, "name": command.name},
@@ -256,7 +257,8 @@ class Classifier:
         name = self.relation(node.into.rel)
         if node.objtype != ObjectType.OBJECT_MATVIEW:
             return _refuse(
-                "CREATE TABLE AS copies rows that the application may change meanwhile; create the table, then backfill it"
+                "CREATE TABLE AS copies rows that the application may change meanwhile; create the table, "
+                "then backfill it"
             )
         self.made.add(name)
         return {
@@ -334,7 +336,8 @@ class Classifier:
                 return step
             return step | _refuse(
                 f"an UPDATE of {table} in one transaction locks every row that it changes until it ends; "
-                "say '-- Backfill: by <key column>' above it, or '-- Done when: SELECT …' if it touches a handful of rows"
+                "say '-- Backfill: by <key column>' above it, or '-- Done when: SELECT …' if it touches a handful of "
+                "rows"
             )
         if node.fromClause or node.withClause:
             return step | _refuse("a backfill with FROM or WITH is not supported; use a sub-select in SET or WHERE")
@@ -385,7 +388,8 @@ class Classifier:
 
     def _TransactionStmt(self, _node: Any, _: dict[str, str]) -> dict[str, Any]:
         return _refuse(
-            "the engine sets the transactions itself (a concurrent build cannot run inside one); remove BEGIN, COMMIT and ROLLBACK"
+            "the engine sets the transactions itself (a concurrent build cannot run inside one); "
+            "remove BEGIN, COMMIT and ROLLBACK"
         )
 
 

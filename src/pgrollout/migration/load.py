@@ -47,7 +47,7 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
 
 
 def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[str, Any] | None:
-    """The emergency switch: a migration with `holds`, the steps of the phases that it takes away until told otherwise."""
+    """The emergency switch: a migration with `holds`, the steps that it takes away until told otherwise."""
     if not folder.is_dir():
         return None
     found = _migration(folder, "immediate", schema, rollback=False)
@@ -156,7 +156,9 @@ def _step_name(statement: Statement, step: dict[str, Any], taken: set[str], path
     if "Step" in statement.notes:
         name = statement.notes["Step"]
         if not re.fullmatch(r"[a-z0-9_.-]+", name):
-            raise RolloutError(f"{path}:{statement.line}: the step name '{name}' may hold a-z, 0-9, '_', '.' and '-' only.")
+            raise RolloutError(
+                f"{path}:{statement.line}: the step name '{name}' may hold a-z, 0-9, '_', '.' and '-' only."
+            )
         if name in taken:
             raise RolloutError(f"{path}:{statement.line}: the step name '{name}' is used twice in one file.")
         return name

@@ -77,7 +77,8 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
         standing = [name for name in after if name not in phases and _touched(rollout, facts, name)]
         if standing:
             stoppers.append(
-                f"{phase['name']} cannot be rolled back while {' and '.join(standing)} is applied; roll that back first."
+                f"{phase['name']} cannot be rolled back while {' and '.join(standing)} is applied; "
+                "roll that back first."
             )
         steps = []
         for migration in reversed(phase["migrations"]):
@@ -87,7 +88,8 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
                 steps.append(decided)
                 if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
                     loses.append(
-                        f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows) loses what was written there"
+                        f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows) "
+                        "loses what was written there"
                     )
         stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
         state = "applied" if _touched(rollout, facts, phase["name"]) else "not applied"
@@ -160,7 +162,7 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
     if kind == "comment":
         return {"state": "satisfied" if actual["text"] == step["object"]["text"] else "pending"}
     if kind == "default":
-        return {"state": "satisfied" if actual["default"] == wanted["default"] else "pending"}
+        return {"state": "satisfied" if actual["default"] == (wanted or {}).get("default") else "pending"}
     if kind in ("schema", "extension"):
         return {"state": "satisfied"}
     differences = _differences(kind, actual, wanted or {}, step.get("overridden", {}))
@@ -181,7 +183,9 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
     return {"state": "satisfied"}
 
 
-def _differences(kind: str, actual: dict[str, Any], wanted: dict[str, Any], overridden: dict[str, list[str]]) -> list[str]:
+def _differences(
+    kind: str, actual: dict[str, Any], wanted: dict[str, Any], overridden: dict[str, list[str]]
+) -> list[str]:
     """What differs, each as 'found …, expected …'; [] where what is there is what is asked for.
 
     overridden: {column: [not_null | default]} that a later step of the rollout changes, so no difference.
@@ -190,11 +194,15 @@ def _differences(kind: str, actual: dict[str, Any], wanted: dict[str, Any], over
         excused = [aspect for aspects in overridden.values() for aspect in aspects]
         names = [name for name in ("type", "not_null", "default", "generated") if name not in excused]
         pairs = [(name, actual[name], wanted.get(name)) for name in names]
-        pairs += [(f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()]
+        pairs += [
+            (f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()
+        ]
     elif kind == "table":
         columns = wanted.get("columns", {}).items()
         pairs = [(f"column {n}", actual["columns"].get(n), d) for n, d in columns if n not in overridden]
-        pairs += [(f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()]
+        pairs += [
+            (f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()
+        ]
     else:
         pairs = [("definition", actual["definition"], wanted.get("definition"))]
     return [f"{name}: found [{found}], expected [{expected}]" for name, found, expected in pairs if found != expected]
@@ -204,7 +212,7 @@ def _scaffolds(decided: list[dict[str, Any]], steps: list[dict[str, Any]]) -> li
     """Settles what a migration makes only to drop it again (the CHECK that lets SET NOT NULL skip its scan).
 
     Once such a helper is gone, nothing in the catalog tells 'not yet made' from 'made, used and dropped'; what was done
-    with its help does: the first step after its last validation. Settles SET NOT NULL against an earlier ADD COLUMN too.
+    with its help does: the first step after its last validation.
     """
     for index, step in enumerate(steps):
         later = [
@@ -249,7 +257,10 @@ def _decide_rollback(
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["mode"] == "restore":
         if step["restores"] not in filled:
-            return answer | {"state": "refused", "reason": f"'-- Restore:' names {step['restores']}, which is no backfill of apply.sql"}
+            return answer | {
+                "state": "refused",
+                "reason": f"'-- Restore:' names {step['restores']}, which is no backfill of apply.sql",
+            }
         answer["backfill"] = filled[step["restores"]]["backfill"]
         ledger = facts.get("ledger", {}).get("steps", {}).get(step["restores"], {})
         touched = ledger.get("state") in ("started", "done", "failed", "restoring")
@@ -296,8 +307,8 @@ def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]
         return []
     return [
         f"{migration['path']}/apply.sql was changed after it was applied on {recorded['applied_at'][:19]} "
-        f"(applied {recorded['checksum'][:12]}, now {migration['checksum'][:12]}); put the applied text back and write a new "
-        f"migration, or say -e accept_drift={migration['name']}."
+        f"(applied {recorded['checksum'][:12]}, now {migration['checksum'][:12]}); put the applied text back and write "
+        f"a new migration, or say -e accept_drift={migration['name']}."
     ]
 
 
@@ -316,7 +327,7 @@ def _ledger(facts: dict[str, Any], step: dict[str, Any]) -> dict[str, Any]:
 
 def _stands(facts: dict[str, Any], step: dict[str, Any]) -> bool:
     """Whether the ledger says that this rollout made the step's object and nobody has taken it away since."""
-    return _ledger(facts, step).get("state", "held") != "held"
+    return bool(_ledger(facts, step).get("state", "held") != "held")
 
 
 def _is_held(facts: dict[str, Any], step_id: str) -> bool:

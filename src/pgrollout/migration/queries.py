@@ -18,11 +18,16 @@ def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups planned steps into the calls that carry them out: [{label, steps}].
 
     A call of a module costs a third of a second, short DDL some milliseconds; so neighbours among the DDL share a
-    session (each still has its own transaction, locks and ledger row). A build, a drop or a backfill has one of its own.
+    session (each still has its own transaction, locks and ledger row). A build, a drop or a backfill has its own.
     """
     groups: list[list[dict[str, Any]]] = []
     for step in steps:
-        if groups and step["mode"] == "ddl" and groups[-1][-1]["mode"] == "ddl" and groups[-1][0]["migration"] == step["migration"]:
+        if (
+            groups
+            and step["mode"] == "ddl"
+            and groups[-1][-1]["mode"] == "ddl"
+            and groups[-1][0]["migration"] == step["migration"]
+        ):
             groups[-1].append(step)
         else:
             groups.append([step])
@@ -53,9 +58,14 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
         if procedure:
             queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
             continue
-        # A leftover of a build that failed is dropped at top level too: both take as long as they take, without a timeout.
+        # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
         leftover = [f"DROP INDEX CONCURRENTLY {_quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
-        queries += [f"SELECT pgrollout.begin_step({run}, {this})", *leftover, step["sql"], f"SELECT pgrollout.end_step({run}, {this})"]
+        queries += [
+            f"SELECT pgrollout.begin_step({run}, {this})",
+            *leftover,
+            step["sql"],
+            f"SELECT pgrollout.end_step({run}, {this})",
+        ]
     return queries
 
 
@@ -63,23 +73,31 @@ def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_
     """The emergency switch, for one transaction: no run lock, no ledger, a bounded wait for a locked row."""
     return [
         f"SELECT set_config('search_path', {literal(search_path)}, true), "
-        f"set_config('lock_timeout', '{int(lock_timeout_ms)}ms', true), set_config('application_name', 'pgrollout/immediate', true)",
+        f"set_config('lock_timeout', '{int(lock_timeout_ms)}ms', true), "
+        "set_config('application_name', 'pgrollout/immediate', true)",
         *[step["sql"] for step in migration["apply"]],
     ]
 
 
 def hold_queries(migration: dict[str, Any], operator: str, stop: bool = True) -> list[str]:
-    """Marks `holds` of a migration as taken away and, with `stop`, asks what runs to stop. Nothing where there is no ledger."""
-    steps = [{key: step[key] for key in ("migration", "phase", "kind", "sql")} | {"id": _made(step)} for step in migration["holds"]]
+    """Marks `holds` of a migration as taken away and, with `stop`, asks what runs to stop.
+
+    Does nothing where there is no ledger.
+    """
+    steps = [
+        {key: step[key] for key in ("migration", "phase", "kind", "sql")} | {"id": _made(step)}
+        for step in migration["holds"]
+    ]
     why = f"taken away by {operator}"
     orders = f"PERFORM pgrollout.hold({literal(json.dumps(steps))}::jsonb, {literal(why)});"
     if stop:
         orders += (
-            f" UPDATE pgrollout.control SET request = 'stop', who = {literal(operator)}, why = 'rollback.yml --tags immediate', "
-            "at = clock_timestamp();"
+            f" UPDATE pgrollout.control SET request = 'stop', who = {literal(operator)}, "
+            "why = 'rollback.yml --tags immediate', at = clock_timestamp();"
         )
     return [
-        f"DO $pgrollout_hold$ BEGIN IF to_regclass('pgrollout.step') IS NOT NULL THEN {orders} END IF; END $pgrollout_hold$"
+        "DO $pgrollout_hold$ BEGIN IF to_regclass('pgrollout.step') IS NOT NULL THEN "
+        f"{orders} END IF; END $pgrollout_hold$"
     ]
 
 
@@ -126,7 +144,8 @@ def check_queries(checks: list[dict[str, Any]], search_path: str) -> list[str]:
 def _refusal(check: dict[str, Any]) -> str:
     condition = check["refuses"] if re.fullmatch(r"[a-z_]+", check["refuses"]) else "check_violation"
     row = (
-        f"jsonb_build_object('title', {literal(check['title'])}, 'object', {literal(' '.join(check['sql'].split())[:120])}, "
+        f"jsonb_build_object('title', {literal(check['title'])}, "
+        f"'object', {literal(' '.join(check['sql'].split())[:120])}, "
         f"'found', verdict, 'expected', {literal('refused with ' + condition)}, 'source', {literal(check['where'])})"
     )
     return f"""DO $pgrollout_check$

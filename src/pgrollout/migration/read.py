@@ -18,7 +18,7 @@ _KEY_LINE = re.compile(r"^--\s*([A-Z][A-Za-z]+(?: [a-z]+| Level)?):\s*(.*?)\s*$"
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement: `sql` without its comments, `line` of its first word, `notes` from the lines above, `node` parsed."""
+    """One statement: its SQL, the line of its first word, its parse tree, the keys of the comment lines above it."""
 
     sql: str
     line: int
@@ -47,7 +47,7 @@ def read_sql(text: str, path: str) -> SqlFile:
     if not raw:
         raise RolloutError(f"{path}: the file holds comments only; expected at least one SQL statement.")
     header: dict[str, str] = {}
-    statements = []
+    statements: list[Statement] = []
     previous_end = 0
     for stmt in raw:
         start = stmt.stmt_location

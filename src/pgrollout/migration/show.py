@@ -50,7 +50,7 @@ def _hazards(steps: list[dict[str, Any]]) -> list[str]:
 
 def _locks(step: dict[str, Any]) -> str:
     if not step["locks"]:
-        return step["kind"]
+        return str(step["kind"])
     modes = ", ".join(f"{lock['mode']} on {lock['relation'].removeprefix('public.')}" for lock in step["locks"])
     return f"{step['kind']}; {modes}; {size(step['bytes'])}, {step['rows']:,} rows"
 
@@ -107,7 +107,8 @@ def difference_lines(rows: list[dict[str, Any]]) -> list[str]:
 def content_lines(rows: list[dict[str, Any]]) -> list[str]:
     """A phrase for each table whose content differs, with its rows before and now."""
     return [
-        f"{row['table_name']} ({row['rows_before']:,} rows then, {'gone' if row['rows_now'] is None else format(row['rows_now'], ',')} now)"
+        f"{row['table_name']} ({row['rows_before']:,} rows then, "
+        f"{'gone' if row['rows_now'] is None else format(row['rows_now'], ',')} now)"
         for row in rows
         if not row["equal"]
     ]
@@ -118,7 +119,9 @@ def status_lines(plan: dict[str, Any]) -> list[str]:
     lines = []
     for phase in plan["phases"]:
         to_do = sum(step["state"] in ("pending", "rebuild") for step in phase["steps"])
-        lines.append(f"{phase['name']}: {phase['state']}, {to_do} of {len(phase['steps'])} steps to do ({phase['title']})")
+        lines.append(
+            f"{phase['name']}: {phase['state']}, {to_do} of {len(phase['steps'])} steps to do ({phase['title']})"
+        )
         lines += [f"  held: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "held"]
         lines += [f"  invalid: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "rebuild"]
     return lines + [f"problem: {sentence}" for sentence in plan["stoppers"]]

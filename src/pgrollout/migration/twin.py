@@ -31,7 +31,7 @@ def twin_statement(sql: str) -> str:
     return _without(sql, tokens, cut)
 
 
-class _Qualified(Visitor):
+class _Qualified(Visitor):  # type: ignore[misc]  # pglast is untyped here
     """Collects where a schema-qualified relation starts."""
 
     def __init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What a validation says: every object of the plan's phases stands as its migration wrote it, and which checks to run."""
+"""What a validation says: whether every object stands as its migration wrote it, and which checks to run."""
 
 from __future__ import annotations
 
@@ -14,14 +14,16 @@ def sentences(plan: dict[str, Any]) -> list[str]:
         for step in phase["steps"]:
             if step["state"] == "pending":
                 what = label_of(step["object"]) if step["object"] else step["kind"]
-                found.append(f"{step['id']}: {what}: found {_found(step)}, expected: {' '.join(step['sql'].split())[:200]}")
+                found.append(
+                    f"{step['id']}: {what}: found {_found(step)}, expected: {' '.join(step['sql'].split())[:200]}"
+                )
             elif step["state"] in ("rebuild", "conflict", "refused"):
                 found.append(f"{step['id']}: {step['reason']}")
     return found
 
 
 def checks(rollout: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """The checks of validate.sql of the migrations whose every step is satisfied: what is off or held has no outcome."""
+    """The checks of the migrations whose every step is satisfied: what is off or held has no outcome."""
     states: dict[str, set[str]] = {}
     for phase in plan["phases"]:
         for step in phase["steps"]:

@@ -1,0 +1,189 @@
+"""The ways back that are not a phase: features off at once, named indexes away, and what a re-run leaves alone."""
+
+from __future__ import annotations
+
+import contextlib
+import getpass
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.integration.test_walk import Walker, Walkers, differences, ledger_rows, picture, walkers_of
+
+if TYPE_CHECKING:
+    from demo.server import Server
+    from tests.conftest import Database, Run
+
+FLAGS = ("feature.multi_project_enabled", "feature.short_id_enabled")
+OFF, ON = [(flag, "false") for flag in FLAGS], [(flag, "true") for flag in FLAGS]
+REAPPLY = ",".join(f"010_feature_enablement/{flag}" for flag in reversed(FLAGS))
+OPERATOR = os.environ.get("SUDO_USER") or getpass.getuser()
+INDEX = "idx_task_project_id"
+
+
+@pytest.fixture(scope="module")
+def walkers(
+    server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Walkers]:
+    yield from walkers_of(server, request, tmp_path_factory)
+
+
+def flags(database: Database) -> list[tuple[str, str]]:
+    """As the application reads them."""
+    return database.query("SELECT key, value FROM system_config ORDER BY key", user="hive_app")
+
+
+def valid(database: Database, index: str) -> bool | None:
+    """None when there is no such index."""
+    found = database.query("SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass(%s)", f"public.{index}")
+    return bool(found[0][0]) if found else None
+
+
+def wait_until(what: str, condition: Callable[[], object], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s in vain for: {what}"
+        time.sleep(0.1)
+
+
+def words(run: Run) -> str:
+    return " ".join(run.output.split())
+
+
+def test_immediate_where_nothing_was_ever_run(walkers: Walkers) -> None:
+    walk = walkers("untouched", empty=True)
+    before = picture(walk.database)
+    assert walk("rollback", "--check", "--tags", "immediate").changed == 0
+    assert differences(before, picture(walk.database)) == []
+
+    run = walk("rollback", "--tags", "immediate")
+    assert flags(walk.database) == OFF
+    assert "the features are off" in run.output
+    assert walk.database.value("SELECT to_regnamespace('pgrollout')") is None
+    assert walk.backups_made() == []
+
+
+# ---- in the middle of a run
+
+
+@dataclass
+class Stopped:
+    """A migration that waited in its backfill when the features were switched off."""
+
+    walk: Walker
+    immediate: Run
+    migrate: Run
+    flags: list[tuple[str, str]]
+    runs: list[tuple[int, str, str]]
+    holder: list[tuple[int]]
+
+
+@pytest.fixture(scope="module")
+def stopped(walkers: Walkers) -> Stopped:
+    walk = walkers("stopped")
+    database = walk.database
+    walk("migrate", "--tags", "phase1,phase2")
+    waiting = "SELECT waiting_for FROM pgrollout.run WHERE ended_at IS NULL AND step LIKE '%/backfill_tasks'"
+    with contextlib.closing(database.connect(autocommit=False)) as holder, holder.cursor() as cursor:
+        # a row that the backfill wants is locked, so that the run stands in the middle of it
+        cursor.execute("SELECT id FROM project_management_tasks WHERE short_id IS NULL ORDER BY id LIMIT 1 FOR UPDATE")
+        started = walk.playbook.start("migrate.yml", database=database, variables={"backup_dir": str(walk.backups)})
+        wait_until("the backfill waits", lambda: "transaction holds" in str(database.query(waiting)))
+        worker = database.query("SELECT pid FROM pgrollout.lock_holder()")
+        immediate = walk("rollback", "--tags", "immediate")
+        seen = flags(database)
+        migrate = started.wait(60)  # it ends although the row is still locked
+    return Stopped(
+        walk, immediate, migrate, seen, database.query("SELECT run_id, kind, status FROM pgrollout.run"), worker
+    )
+
+
+def test_immediate_during_a_run(stopped: Stopped) -> None:
+    assert stopped.flags == OFF
+    assert len(stopped.holder) == 1  # the run lock was held: immediate did not ask for it
+    assert [kind for _, kind, _ in stopped.runs] == ["migrate", "migrate"]  # nor did it claim a run
+    said = words(stopped.migrate)
+    assert stopped.migrate.rc != 0
+    assert "Traceback" not in said
+    assert f"006_short_id_backfill/backfill_tasks: stopped by {OPERATOR} at " in said
+    assert "rollback.yml --tags immediate. Everything committed stays; the next run goes on from here." in said
+    assert stopped.runs[-1][2] == "failed"
+    assert "To bring them back: migrate.yml -e reapply=" in stopped.immediate.output
+
+
+def test_what_immediate_took_away_stays_away_until_told(stopped: Stopped) -> None:
+    walk, database = stopped.walk, stopped.walk.database
+    run = walk("migrate")
+    assert flags(database) == OFF
+    assert f"HELD      {REAPPLY.split(',')[0]}" in run.output
+    assert f"taken away by {OPERATOR}" in run.output
+    assert "phase4: completed" in run.output
+    assert walk("validate").rc == 0
+
+    rows = ledger_rows(database)
+    run = walk("migrate")
+    assert (run.changed, ledger_rows(database), flags(database)) == (0, rows, OFF)
+    said = walk.refused("migrate", reapply="010_feature_enablement/feature.short_ids")
+    assert "-e reapply=010_feature_enablement/feature.short_ids: no step of that name is held." in said
+
+    walk("migrate", reapply=REAPPLY)
+    assert flags(database) == ON
+
+    run = walk("rollback", "--tags", "immediate")  # with the features on
+    assert flags(database) == OFF
+    assert run.seconds < 60
+    run = walk("status")
+    assert run.changed == 0
+    assert [f"held: 010_feature_enablement/{flag}" in run.output for flag in FLAGS] == [True, True]
+    assert walk("migrate").changed == 0
+    assert flags(database) == OFF
+
+    # and all the way back: the switch's table was the emergency's, and goes with the phase that stands for it
+    walk("rollback", "--tags", "phase4")
+    assert database.value("SELECT to_regclass('public.project_dashboard_summary')") is None
+
+
+# ---- named indexes
+
+
+def test_partial_takes_named_indexes_and_they_stay_away(stopped: Stopped) -> None:
+    walk, database = stopped.walk, stopped.walk.database
+    step = f"001_add_short_id_indexes/{INDEX}"
+    assert "--tags partial needs -e rollback_indexes=" in walk.refused("rollback", "--tags", "partial")
+    said = walk.refused("rollback", "--tags", "partial", rollback_indexes=f"{INDEX},agents_pkey")
+    assert "agents_pkey: no index that the ledger says this rollout made" in said
+    planned = walk("rollback", "--check", "--tags", "partial", rollback_indexes=INDEX)
+    assert (planned.changed, valid(database, INDEX)) == (0, True)
+
+    walk("rollback", "--tags", "partial", rollback_indexes=f"{INDEX}, idx_task_prd_id")
+    assert [valid(database, name) for name in (INDEX, "idx_task_prd_id", "idx_prd_epic_id")] == [None, None, True]
+    run = walk("migrate", "--tags", "phase1")
+    assert (run.changed, valid(database, INDEX)) == (0, None)
+    walk("migrate", "--tags", "phase1", reapply=step)
+    assert [valid(database, name) for name in (INDEX, "idx_task_prd_id")] == [True, None]
+    assert walk("validate", "--tags", "phase1").changed == 0
+
+
+# ---- said wrongly, or not at all
+
+
+def test_a_rollback_that_is_not_clear_changes_nothing(stopped: Stopped) -> None:
+    walk, database = stopped.walk, stopped.walk.database
+    before, rows = picture(database), ledger_rows(database)
+    run = walk("rollback")
+    assert run.changed == 0
+    assert "nothing done. Choose with --tags: immediate" in run.output
+    assert "DROP COLUMN" in run.output  # it shows what could be rolled back
+    assert (differences(before, picture(database)), ledger_rows(database)) == ([], rows)
+
+    assert "unknown tag 'imediate'; did you mean 'immediate'?" in walk.refused("rollback", "--tags", "imediate")
+    said = walk.refused("rollback", "--tags", "phase2,phase3,phase4")
+    assert "DROP TABLE table agent_tmux_sessions (0 rows) loses what was written there" in said
+    assert "DROP COLUMN column agents.current_project_id (50 rows) loses what was written there" in said
+    assert "Nothing was changed. If that is meant, say -e rollback_confirm=local." in said
+    walk.refused("rollback", "--tags", "phase2,phase3,phase4", rollback_confirm="prod")
+    assert ledger_rows(database) == rows
