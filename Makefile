@@ -10,7 +10,7 @@ LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: FORCE help setup demo demo-down test lint unit ci full requirements clean
+.PHONY: FORCE help setup demo demo-circle demo-down test lint unit ci full requirements clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -34,6 +34,9 @@ FORCE:
 
 demo: setup ## a throwaway PostgreSQL, realistic data, the whole rollout, a summary (SCALE=10: ten times the data)
 	@$(BIN)/python -m demo.demo --folder $(DEMO) --scale $(SCALE)
+
+demo-circle: setup ## the demo, then validated, rolled back with proof and applied again
+	@$(BIN)/python -m demo.demo --folder $(DEMO) --scale $(SCALE) --circle
 
 demo-down: ## stop the demo's server and delete it
 	@[ ! -d $(DEMO) ] || $(BIN)/python -m demo.server remove --folder $(DEMO)

@@ -8,7 +8,6 @@ Every stage is the command that a user would type, and is repeatable: run again,
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import re
 import subprocess
@@ -37,8 +36,9 @@ def fill(server: Server, scale: str, seed: str) -> str:
     return f"{DATABASE}: {rows} ({loaded.label})" if loaded.fresh else f"{DATABASE} is there already: {rows}"
 
 
-def migrate(server: Server) -> str:
-    command = ["ansible-playbook", "migrate.yml", "-l", "local"]
+def play(server: Server, playbook: str, *arguments: str) -> str:
+    """Run one playbook as a user types it."""
+    command = ["ansible-playbook", playbook, "-l", "local", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=_environment(server.folder), stdin=subprocess.DEVNULL, check=False)
     if done.returncode:
         raise ThrowawayError(
@@ -48,10 +48,11 @@ def migrate(server: Server) -> str:
     return " ".join(command)
 
 
+FULL_ROLLBACK = ("--tags", "full", "-e", "rollback_confirm=local", "-e", "rollback_expect_equal_content=true")
+
+
 def summarise(server: Server) -> str:
-    """The rollout's own summary where this checkout has one (demo/summary.py)."""
-    if importlib.util.find_spec("demo.summary"):
-        subprocess.run([sys.executable, "-m", "demo.summary", "--folder", str(server.folder)], cwd=ROOT, check=True)
+    subprocess.run([sys.executable, "-m", "demo.summary", "--folder", str(server.folder)], cwd=ROOT, check=True)
     return psql_hint(server)
 
 
@@ -69,14 +70,20 @@ def _environment(folder: Path) -> dict[str, str]:
     return kept | own
 
 
-def run(server: Server, scale: str, seed: str) -> list[tuple[str, float]]:
-    """Run all stages; (name, seconds) of each."""
+def run(server: Server, scale: str, seed: str, circle: bool) -> list[tuple[str, float]]:
+    """Run all stages, with `circle` also all the way back and forward again; (name, seconds) of each."""
     stages: list[tuple[str, Callable[[], str]]] = [
         ("server", lambda: start(server)),
         ("data", lambda: fill(server, scale, seed)),
-        ("rollout", lambda: migrate(server)),
-        ("summary", lambda: summarise(server)),
+        ("rollout", lambda: play(server, "migrate.yml")),
     ]
+    if circle:
+        stages += [
+            ("validation", lambda: play(server, "validate.yml")),
+            ("rollback", lambda: play(server, "rollback.yml", *FULL_ROLLBACK)),
+            ("rollout again", lambda: play(server, "migrate.yml")),
+        ]
+    stages.append(("summary", lambda: summarise(server)))
     timings = []
     for name, stage in stages:
         began = time.monotonic()
@@ -91,9 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", default=ROOT / ".demo", type=Path)
     parser.add_argument("--scale", default="1", help="1 is 300,000 tasks, 10 is the growth plan")
     parser.add_argument("--seed", default=SEED)
+    parser.add_argument("--circle", action="store_true", help="also roll everything back with proof and apply it again")
     args = parser.parse_args(argv)
     try:
-        timings = run(Server(args.folder), args.scale, args.seed)
+        timings = run(Server(args.folder), args.scale, args.seed, args.circle)
     except ThrowawayError as error:
         print(error, file=sys.stderr)
         return 1

@@ -1,6 +1,6 @@
 """What the demo's rollout did, in ten seconds of reading: from the ledger of the demo's database.
 
-    python -m demo.summary [--folder .demo]
+python -m demo.summary [--folder .demo]
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ WHERE p.direction = 'apply' AND p.status = 'completed'
 GROUP BY p.phase ORDER BY p.phase
 """
 RUNS = """
-SELECT r.run_id, r.kind, r.status, extract(epoch FROM r.ended_at - r.started_at) FROM pgrollout.run AS r ORDER BY r.run_id
+SELECT r.run_id, r.kind, r.status, extract(epoch FROM r.ended_at - r.started_at)
+FROM pgrollout.run AS r ORDER BY r.run_id
 """
 BACKUP = """
 SELECT b.evidence ->> 'bytes', b.evidence ->> 'rows', b.evidence ->> 'restore_seconds' FROM pgrollout.backup AS b

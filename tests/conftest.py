@@ -153,8 +153,8 @@ class Databases:
         self._request = request
         self._made: list[str] = []
 
-    def clone(self, empty: bool = False, name: str | None = None) -> Database:
-        source = self._request.getfixturevalue("empty_template" if empty else "template")
+    def clone(self, empty: bool = False, name: str | None = None, source: str | None = None) -> Database:
+        source = source or self._request.getfixturevalue("empty_template" if empty else "template")
         name = name or f"hive_{os.getpid()}_{next(_numbers)}"
         self._made.append(name)
         # a copy of files is the quickest here; versions before 15 know no other way and no such option

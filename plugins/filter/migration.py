@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -31,6 +32,7 @@ def facts_read(rows: list[dict[str, str]]) -> dict[str, Any]:
 def _sentence(function: Callable[..., Any]) -> Callable[..., Any]:
     """Turns the package's errors into Ansible's."""
 
+    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
         try:
             return function(*args, **kwargs)

@@ -297,20 +297,34 @@ def test_erratum_11_untouched_defaults_are_filled_and_written_ones_are_not(full:
     )
     assert rows(full, limits) == [(1, 13)]
 
-    run(
-        full,
-        "UPDATE agents SET max_concurrent_projects = 2"
-        " WHERE id = (SELECT min(id::text)::uuid FROM agents WHERE agent_type = 'meta_agent')",
-    )
-    written = rows(
-        full,
-        'UPDATE project_management_tasks SET delegation_metadata = \'{"to": "me"}\', complexity_score = 3'
-        " WHERE id IN (SELECT id FROM project_management_tasks ORDER BY id LIMIT 5) RETURNING id::text",
-    )
+    # the application has since written one column of each of a few rows
+    by_row = "UPDATE {0} SET {1} WHERE id = (SELECT id FROM {0} WHERE {2} ORDER BY id OFFSET %s LIMIT 1) RETURNING id"
+    agent_writes = [
+        "max_concurrent_projects = 2",
+        "project_assignments = '[1]'",
+        "project_capacity_percentage = 50",
+        "total_projects_completed = 1",
+    ]
+    for i, write in enumerate(agent_writes):
+        run(full, by_row.format("agents", write, "agent_type = 'meta_agent'"), i)
+    task_writes = [
+        "agent_assignment_history = '[1]'",
+        "delegation_metadata = '{\"to\": 1}'",
+        "tmux_session_info = '{\"at\": 1}'",
+        "complexity_score = 3",
+        "depends_on_tasks = ARRAY[id]",
+        "blocks_tasks = ARRAY[id]",
+    ]
+    written = [
+        rows(full, by_row.format("project_management_tasks", write, "true"), i)[0]
+        for i, write in enumerate(task_writes)
+    ]
+    run(full, by_row.format("project_management_tasks", "estimated_duration_minutes = 7", "true"), len(task_writes))
     plain.apply(full, DEFAULTS)
-    assert rows(full, limits) == [(2, 1), (5, 12)]
+    assert value(full, "SELECT count(*) FROM project_management_tasks WHERE estimated_duration_minutes = 7") == 1
+    assert rows(full, limits) == [(1, 3), (2, 1), (5, 9)]
     assert rows(full, "SELECT DISTINCT max_concurrent_projects FROM agents WHERE agent_type = 'architect'") == [(3,)]
-    left = rows(full, "SELECT id::text FROM project_management_tasks WHERE estimated_duration_minutes IS NULL")
+    left = rows(full, "SELECT id FROM project_management_tasks WHERE estimated_duration_minutes IS NULL")
     assert sorted(left) == sorted(written)
     for update in plain.statements(f"{DEFAULTS}/apply.sql"):
         assert update.notes["New rows"] == "left"

@@ -1,4 +1,4 @@
-"""The procedures that do the work, called as the roles call them but without Ansible: locks, batches, bad rows, ends."""
+"""The procedures that do the work, called as the roles call them but without Ansible: locks, batches, bad rows."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def run(ledger: Database) -> int:
 
 @contextlib.contextmanager
 def transaction(database: Database, statement: str, application: str = "hive-web") -> Iterator[Any]:
-    """A transaction that has done `statement` and stays open until its connection's commit, at the latest at the end."""
+    """A transaction that has done `statement` and stays open until its connection's commit, or the end."""
     connection = database.connect(autocommit=False, application_name=application)
     try:
         connection.cursor().execute(statement)
@@ -161,7 +161,12 @@ def test_a_statement_that_fails_says_so_and_leaves_the_ones_before_it(
 
 # ---- backfills
 
-FILL = "-- Step: fill\n-- Backfill: by id\n-- New rows: left\nUPDATE item AS t SET note = 'n' || t.id WHERE t.note IS NULL;"
+FILL = """
+-- Step: fill
+-- Backfill: by id
+-- New rows: left
+UPDATE item AS t SET note = 'n' || t.id WHERE t.note IS NULL;
+"""
 QUICK = {"batch_rows": 500, "batch_max_rows": 500}
 
 
@@ -212,7 +217,7 @@ def test_a_backfill_waits_for_a_locked_row_and_goes_on(ledger: Database, run: in
 
 def test_a_backfill_that_gives_up_keeps_what_it_has_done(ledger: Database, run: int, tmp_path: Path) -> None:
     with transaction(ledger, "SELECT FROM item WHERE id = 3210 FOR UPDATE"):
-        with pytest.raises(psycopg2.Error, match="gave up after 1 s; blocked by rows of public.item that another"):
+        with pytest.raises(psycopg2.Error, match=r"gave up after 1 s; blocked by rows of public.item that another"):
             carry_out(ledger, run, steps_of(tmp_path, FILL), **QUICK, give_up_s=1)
         done = ledger.value("SELECT count(*) FROM item WHERE note IS NOT NULL")
         assert 2000 < done < 3210
@@ -230,7 +235,8 @@ def test_a_bad_row_is_found_named_and_everything_before_it_done(
     with pytest.raises(psycopg2.Error) as error:
         carry_out(ledger, run, steps_of(tmp_path, FILL))
     assert error.value.diag.message_primary == (
-        f'the row of public.item with key [{bad}] fails: new row for relation "item" violates check constraint "no_{bad}"'
+        f"the row of public.item with key [{bad}] fails: "
+        f'new row for relation "item" violates check constraint "no_{bad}"'
     )
     assert "the next run goes on with it" in (error.value.diag.message_hint or "")
     assert ledger.query("SELECT count(*), max(id) FROM item WHERE note IS NOT NULL") == [(bad - 1, bad - 1 or None)]
@@ -258,8 +264,11 @@ def test_a_batch_grows_again_behind_a_bad_row(ledger: Database, run: int, tmp_pa
 
 def test_a_value_that_does_not_fit_is_a_bad_row_too(ledger: Database, run: int, tmp_path: Path) -> None:
     ledger.execute("ALTER TABLE item ADD COLUMN share integer; UPDATE item SET state = '0' WHERE id = 42")
-    steps = steps_of(tmp_path, "-- Backfill: by id\n-- New rows: left\n"
-                               "UPDATE item AS t SET share = 10 / CASE t.state WHEN 'new' THEN 1 ELSE 0 END WHERE t.share IS NULL;")  # fmt: skip
+    share = (
+        "-- Backfill: by id\n"
+        "UPDATE item AS t SET share = 10 / CASE t.state WHEN 'new' THEN 1 ELSE 0 END WHERE t.share IS NULL;"
+    )
+    steps = steps_of(tmp_path, share)
     with pytest.raises(psycopg2.Error, match=r"the row of public.item with key \[42\] fails: division by zero"):
         carry_out(ledger, run, steps)
     assert ledger.value("SELECT count(*) FROM item WHERE share = 10") == 41
@@ -337,6 +346,7 @@ def test_a_build_that_is_cut_off_is_not_recorded_as_done(ledger: Database, run: 
 
 
 # ---- the run lock
+
 
 def test_a_second_session_of_a_run_is_refused_while_the_first_works(ledger: Database, run: int, tmp_path: Path) -> None:
     with transaction(ledger, "SELECT FROM item WHERE id = 3210 FOR UPDATE") as blocker:

@@ -1,8 +1,8 @@
 """The engine's database side without Ansible: installs the ledger, claims runs, carries out steps as the roles do.
 
-    install(database)
-    run = claim(database, operator="ann")
-    carry_out(database, run, steps_of(tmp_path, "ALTER TABLE agents ADD COLUMN mood text;"), give_up_s=1)
+install(database)
+run = claim(database, operator="ann")
+carry_out(database, run, steps_of(tmp_path, "ALTER TABLE agents ADD COLUMN mood text;"), give_up_s=1)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
+import psycopg2
 import yaml
 
 from pgrollout.migration.load import load_rollout
@@ -55,7 +56,9 @@ def claim_text(operator: str = "ann", **changes: Any) -> str:
 def claim(database: Database, operator: str = "ann", replaces: int | None = None, **changes: Any) -> int:
     """Open a run; its number. `changes`: kind, host, pid, started (seconds since 1970) and so on."""
     found = database.value(
-        "SELECT pgrollout.claim(%s::jsonb, %s, 'the operator said take_over')", claim_text(operator, **changes), replaces
+        "SELECT pgrollout.claim(%s::jsonb, %s, 'the operator said take_over')",
+        claim_text(operator, **changes),
+        replaces,
     )
     return int(found)
 
@@ -125,7 +128,8 @@ def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "t
 
 
 WORKERS = """
-SELECT array(SELECT h.pid FROM pg_locks AS h WHERE h.locktype = 'advisory' AND h.granted AND h.objid = 1 AND h.objsubid = 2
+SELECT array(SELECT h.pid FROM pg_locks AS h
+             WHERE h.locktype = 'advisory' AND h.granted AND h.objid = 1 AND h.objsubid = 2
                AND h.classid = (hashtext('pgrollout')::bigint & 4294967295)::oid
                AND h.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())),
        array(SELECT DISTINCT a.pid || ' ' || a.application_name FROM pg_stat_activity AS a
@@ -158,14 +162,12 @@ class Witness(threading.Thread):
         self.join(10)
 
     def run(self) -> None:
-        import psycopg2
-
         while not self._enough.is_set():
             with contextlib.suppress(psycopg2.Error), contextlib.closing(self._database.connect()) as connection:
-                with connection.cursor() as cursor:
-                    while not self._enough.wait(POLL_S):
-                        cursor.execute(WORKERS)
-                        self._judge(*cursor.fetchone())
+                cursor = connection.cursor()
+                while not self._enough.wait(POLL_S):
+                    cursor.execute(WORKERS)
+                    self._judge(*cursor.fetchone())
             self._enough.wait(0.2)
 
     def _judge(self, holders: list[int], workers: list[str]) -> None:

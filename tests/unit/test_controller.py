@@ -97,7 +97,16 @@ def test_self_is_the_playbook_and_not_the_worker_that_evaluates_it(tmp_path: Pat
     )
     environ = os.environ | {"ANSIBLE_LOOKUP_PLUGINS": str(ROOT / "plugins" / "lookup"), "ANSIBLE_HOME": str(tmp_path)}
     program = Path(sys.executable).parent / "ansible-playbook"
-    command = [str(program), "-i", "localhost,", "-c", "local", "-e", f"ansible_python_interpreter={sys.executable}", str(play)]
+    command = [
+        str(program),
+        "-i",
+        "localhost,",
+        "-c",
+        "local",
+        "-e",
+        f"ansible_python_interpreter={sys.executable}",
+        str(play),
+    ]
     with subprocess.Popen(command, cwd=tmp_path, env=environ, stdout=subprocess.PIPE, text=True) as process:
         born = started(process.pid)
         output = process.communicate(timeout=60)[0]

@@ -29,7 +29,9 @@ BEGIN
                    'valid', i.indisvalid AND i.indisready,
                    'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
                              JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = i.indrelid),
-                   'building', (SELECT min(p.pid) FROM pg_stat_progress_create_index AS p WHERE p.index_relid = c.oid))
+                   'building', (SELECT min(p.pid) FROM pg_stat_progress_create_index AS p WHERE p.index_relid = c.oid),
+                   'builder', (SELECT min(a.application_name) FROM pg_stat_progress_create_index AS p
+                               JOIN pg_stat_activity AS a ON a.pid = p.pid WHERE p.index_relid = c.oid))
           INTO answer
         FROM pg_class AS c JOIN pg_index AS i ON i.indexrelid = c.oid
         WHERE c.relnamespace = namespace AND c.relname = plain_name;

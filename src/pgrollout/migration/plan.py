@@ -174,6 +174,9 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
             + ". Rename or drop the one that is there, or correct the migration.",
         }
     if kind == "index" and actual["building"]:
+        if str(actual.get("builder")).startswith("pgrollout/"):  # it outlived its playbook; the claim waits for it
+            reason = f"the session with pid {actual['building']} of an earlier run still builds it and is waited for"
+            return {"state": "rebuild", "reason": reason}
         return {
             "state": "conflict",
             "reason": f"it is being built right now by the session with pid {actual['building']}; wait for it.",

@@ -1,0 +1,98 @@
+"""Text for people: plans, status, and the server's own words out of a module's message."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pgrollout.migration import show
+from pgrollout.migration.plan import plan_apply
+from tests.support.rollouts import rollout_of
+
+FILES = {
+    "001_a": "CREATE INDEX CONCURRENTLY i ON a (b);\nALTER TABLE a ADD COLUMN c int;\nALTER TABLE a ADD COLUMN d int;"
+}
+FACTS = {
+    "relation": {"public.a": {"rows": 1234567, "bytes": 182452224}},
+    "ledger": {"steps": {"001_a/a.d": {"state": "held", "message": "taken away by ada"}}, "migrations": {}},
+}
+
+
+def test_plan_shows_state_lock_size_hazard_and_with_diff_the_sql(tmp_path: Path) -> None:
+    plan = plan_apply(rollout_of(tmp_path, FILES), FACTS, [], {}, [], [])
+    lines = show.plan_lines(plan, statements=True)
+    assert lines[0] == "phase1: phase1 [not applied; 2 of 3 steps to do]"
+    assert lines[1].split() == (
+        "to do 001_a/i CREATE INDEX CONCURRENTLY; SHARE UPDATE EXCLUSIVE on a; 174 MB, 1,234,567 rows".split()
+    )
+    assert lines[2] == "          + CREATE INDEX CONCURRENTLY i ON a (b)"
+    assert lines[6] == "            taken away by ada; -e reapply=001_a/a.d brings it back"
+    assert lines[7].startswith("  application hazard: a prepared 'SELECT *'")
+    assert lines[7].endswith("(1 steps, first a.c)")
+    assert not any(line.startswith("          +") for line in show.plan_lines(plan))
+
+
+def test_status_is_a_line_a_phase_and_what_needs_a_person(tmp_path: Path) -> None:
+    invalid = {"definition": "x", "valid": False, "building": None, "table": "public.a"}
+    facts = FACTS | {"step": {"001_a/i": {"actual": invalid, "wanted": {"definition": "x"}}}}
+    lines = show.status_lines(plan_apply(rollout_of(tmp_path, FILES), facts, [], {}, ["nope"], []))
+    assert lines == [
+        "phase1: not applied, 2 of 3 steps to do (phase1)",
+        "  held: 001_a/a.d: taken away by ada; -e reapply=001_a/a.d brings it back",
+        "  invalid: 001_a/i: an INVALID index of this definition was left by a build that failed",
+        "problem: -e reapply=nope: no step of that name is held.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0 B"), (1023, "1023 B"), (8192, "8 kB"), (182452224, "174 MB"), (5 << 30, "5 GB"), (3 << 40, "3.0 TB")],
+)
+def test_size(number: int, text: str) -> None:
+    assert show.size(number) == text
+
+
+MESSAGES = {
+    "Cannot execute SQL 'SELECT 1 FROM nope' None: relation \"nope\" does not exist\nLINE 1: SELECT 1 FROM nope\n"
+    "                      ^\n, query list: ['SELECT 1 FROM nope']": 'relation "nope" does not exist.',
+    "Cannot execute SQL 'CALL pgrollout.run_ddl(3, pgrollout.this_step('003_x/a.b'))' None: gave up after 2 s and 7 attempts, "
+    "nothing changed; blocked by pid 42\nHINT:  End that transaction or wait for it, then start the same command again.\n"
+    "CONTEXT:  PL/pgSQL function run_ddl(bigint,jsonb) line 70 at RAISE\n, query list: ['CALL …', 'CALL …']": (
+        "gave up after 2 s and 7 attempts, nothing changed; blocked by pid 42. "
+        "End that transaction or wait for it, then start the same command again."
+    ),
+    "Cannot execute SQL 'SELECT %(a)s' {'a': 1}: division by zero\n": "division by zero.",
+    "something else altogether": "something else altogether.",
+    "": "",
+}
+
+
+@pytest.mark.parametrize("message", MESSAGES, ids=["relation", "hint", "arguments", "other", "nothing"])
+def test_server_message(message: str) -> None:
+    assert show.server_message(message) == MESSAGES[message]
+
+
+def test_failure_names_the_step_of_the_statement_that_failed() -> None:
+    message = next(message for message in MESSAGES if "run_ddl" in message)
+    results = [
+        {"failed": False, "item": "001_a/x (ADD COLUMN)"},
+        {"failed": True, "item": "003_x/a to c", "msg": message},
+    ]
+    assert show.failure(results) == f"003_x/a.b: {MESSAGES[message]}"
+    built = [{"failed": True, "item": "001_a/i (CREATE INDEX CONCURRENTLY)", "msg": "deadlock detected"}]
+    assert show.failure(built) == "001_a/i (CREATE INDEX CONCURRENTLY): deadlock detected."
+    assert show.failure([{"failed": False}]) == ""
+
+
+def test_sentences_of_rows() -> None:
+    row = {"title": "t", "object": "o", "found": None, "expected": "e", "source": "validate.sql:1"}
+    assert show.violations([row]) == ["t: o: found None, expected e (validate.sql:1)"]
+    assert show.violations({}) == []
+    assert show.difference_lines([{"object": "o", "found": "f", "expected": None}]) == ["o: found [f], expected [None]"]
+    content = [
+        {"table_name": "a", "rows_before": 1000, "rows_now": 1001, "equal": False},
+        {"table_name": "b", "rows_before": 5, "rows_now": None, "equal": False},
+        {"table_name": "c", "rows_before": 5, "rows_now": 5, "equal": True},
+    ]
+    assert show.content_lines(content) == ["a (1,000 rows then, 1,001 now)", "b (5 rows then, gone now)"]
