@@ -154,7 +154,8 @@ def test_refused_by_name(text: str) -> None:
 def test_what_the_file_itself_made_may_be_changed_freely() -> None:
     steps = classify(
         "CREATE TABLE a (b int); ALTER TABLE a ADD c int CHECK (c > 0); ALTER TABLE a ADD CONSTRAINT u UNIQUE (b);"
-        "ALTER TABLE a ALTER c SET NOT NULL; CREATE MATERIALIZED VIEW m AS SELECT 1 AS x; CREATE UNIQUE INDEX i ON m (x)"
+        "ALTER TABLE a ALTER c SET NOT NULL; CREATE MATERIALIZED VIEW m AS SELECT 1 AS x;"
+        "CREATE UNIQUE INDEX i ON m (x)"
     )
     assert [step["refused"] for step in steps] == [""] * 6
 
@@ -208,3 +209,39 @@ def test_the_roadmaps_own_text_is_refused(path: Path) -> None:
 
 def test_all_of_the_roadmaps_migrations_were_tried() -> None:
     assert len(ROADMAP) == 9
+
+
+@pytest.mark.parametrize(
+    ("sql", "reason"),
+    [
+        ("DROP TABLE a CASCADE", "CASCADE drops what the migration does not name"),
+        ("ALTER TABLE a DROP COLUMN b CASCADE", "CASCADE drops what the migration does not name"),
+        (
+            "ALTER TABLE a ADD COLUMN b uuid DEFAULT gen_random_uuid()",
+            "a default that calls gen_random_uuid() rewrites",
+        ),
+        ("ALTER TABLE a ADD COLUMN b bigserial", "the type bigserial rewrites"),
+        ("CREATE TEMP TABLE a (b int)", "a temporary table is gone"),
+        ("-- Backfill: by id\nUPDATE a SET (b, c) = (1, 2)", "sets whole columns one by one"),
+        ("-- Backfill: by id\nUPDATE a SET d[1] = 2", "sets whole columns one by one"),
+    ],
+)
+def test_what_would_rewrite_or_reach_further_is_refused(sql: str, reason: str) -> None:
+    (statement,) = read_sql(sql, "apply.sql").statements
+    assert reason in Classifier("public").classify(statement.node, statement.notes)["refused"]
+
+
+def test_a_partition_locks_its_parent_and_a_copied_structure_is_a_table() -> None:
+    (part,) = read_sql("CREATE TABLE p1 PARTITION OF p FOR VALUES IN (1)", "apply.sql").statements
+    assert Classifier("public").classify(part.node, {})["locks"] == [
+        {"relation": "public.p", "mode": "ACCESS EXCLUSIVE"}
+    ]
+    (like,) = read_sql("CREATE TABLE a (LIKE b)", "apply.sql").statements
+    assert Classifier("public").classify(like.node, {})["refused"] == ""
+
+
+def test_a_stable_default_and_quoted_names_pass() -> None:
+    (column,) = read_sql("ALTER TABLE a ADD COLUMN b timestamp DEFAULT (now() AT TIME ZONE 'utc')", "a").statements
+    assert Classifier("public").classify(column.node, {})["refused"] == ""
+    (fill,) = read_sql('-- Backfill: by id\nUPDATE a SET "Order" = 1', "a").statements
+    assert Classifier("public").classify(fill.node, fill.notes)["backfill"]["set"] == '"Order" = 1'

@@ -44,14 +44,14 @@ def test_the_start_may_come_as_text_of_the_ledger() -> None:
 
 
 def test_an_ended_process_is_dead() -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+    with subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE) as child:
         born = started(child.pid)
         assert state(child.pid, born) == "alive"
     assert state(child.pid, born) == "dead"
 
 
 def test_a_killed_process_that_nobody_has_waited_for_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    child = subprocess.Popen([sys.executable, "-c", "import sys; sys.stdin.read()"], stdin=subprocess.PIPE)
     born = started(child.pid)
     child.kill()
     os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)  # ended, and left as a zombie

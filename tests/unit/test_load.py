@@ -83,7 +83,8 @@ def test_later_steps_excuse_what_they_change(tmp_path: Path) -> None:
         {
             "phase1/001_a/apply.sql": "ALTER TABLE a ADD COLUMN b int;",
             "phase2/002_b/apply.sql": "ALTER TABLE a ADD CONSTRAINT c CHECK (b IS NOT NULL) NOT VALID;"
-            "ALTER TABLE a VALIDATE CONSTRAINT c; ALTER TABLE a ALTER b SET NOT NULL; ALTER TABLE a ALTER b SET DEFAULT 1;",
+            "ALTER TABLE a VALIDATE CONSTRAINT c; ALTER TABLE a ALTER b SET NOT NULL;"
+            "ALTER TABLE a ALTER b SET DEFAULT 1;",
         },
     )
     assert rollout["phases"][0]["migrations"][0]["apply"][0]["overridden"] == {"b": ["not_null", "default"]}
@@ -144,7 +145,8 @@ BROKEN: dict[str, tuple[dict[str, str | None], str]] = {
     ),
     "a check that writes": (
         {"phase1/001_a/validate.sql": "DELETE FROM a;"},
-        "sql/phase1/001_a/validate.sql:1: a check only reads; write a SELECT, or say '-- Refuses: <condition>' above it.",
+        "sql/phase1/001_a/validate.sql:1: a check only reads; write a SELECT, "
+        "or say '-- Refuses: <condition>' above it.",
     ),
 }
 

@@ -80,9 +80,7 @@ def test_column_is_compared_by_type_default_nullability_and_its_own_constraints(
         "generated": "",
         "constraints": {"a_b_fkey": "FOREIGN KEY (b) REFERENCES a(id)"},
     }
-    same = forward(
-        rollout, {"step": {"001_a/a.b": {"actual": wanted, "wanted": wanted}}}
-    )
+    same = forward(rollout, {"step": {"001_a/a.b": {"actual": wanted, "wanted": wanted}}})
     more = forward(
         rollout,
         {
@@ -269,7 +267,6 @@ def test_restore_needs_its_backfill_and_does_nothing_where_nothing_was_filled(tm
     assert untouched["phases"][0]["steps"][0]["reason"] == "nothing was filled"
 
 
-@pytest.mark.xfail(reason="the size and locks of a rollback step are read from the facts of the apply step of its name")
 def test_locks_are_completed_with_what_only_the_catalog_knows(tmp_path: Path) -> None:
     foreign = COLUMN | {"constraints": {"fk": "FOREIGN KEY (c) REFERENCES other(id)"}}
     facts = APPLIED | {"step": APPLIED["step"] | {"002_b/a.c (rollback)": {"actual": foreign}}}

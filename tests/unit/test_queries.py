@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pglast import parse_sql
 
@@ -30,6 +30,7 @@ def value(literal: str) -> str:
     return str(parse_sql(f"SELECT {literal}")[0].stmt.targetList[0].val.val.sval)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(TEXT)
 def test_literal_is_read_back_as_it_was(text: str) -> None:
     assert value(queries.literal(text)) == text
@@ -42,13 +43,13 @@ def test_neighbours_among_short_ddl_share_a_session(tmp_path: Path) -> None:
         "-- Step: fill\n-- Backfill: by id\nUPDATE a SET c = 1; ANALYZE a;",
     )
     found = queries.segments(steps)
-    assert [len(segment["steps"]) for segment in found] == [2, 1, 1, 1]
     assert [segment["label"] for segment in found] == [
-        "001_a/a.c (ADD COLUMN) to a.d (ADD COLUMN), 2 steps",
-        "001_a/i (CREATE INDEX CONCURRENTLY)",
+        "001_a/a.c (ADD COLUMN) to i (CREATE INDEX CONCURRENTLY), 3 steps",
         "001_a/fill (BACKFILL)",
         "001_a/analyze_a (ANALYZE)",
     ]
+    steps[2] = steps[2] | {"bytes": queries.SMALL_TABLE_BYTES + 1}  # a build that takes its time
+    assert [len(segment["steps"]) for segment in queries.segments(steps)] == [2, 1, 1, 1]
     assert queries.segments([*steps[:1], steps[1] | {"migration": "002_b"}])[0]["label"] == "001_a/a.c (ADD COLUMN)"
 
 
@@ -98,6 +99,7 @@ def test_checks_are_one_query_of_violations() -> None:
         parse_sql(query)
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(TEXT, TEXT)
 def test_no_title_or_statement_breaks_out_of_a_check(title: str, text: str) -> None:
     refused = check(f"SELECT {queries.literal(text)}", "check_violation", title)
@@ -148,7 +150,8 @@ def test_facts_are_asked_for_each_step_once_with_the_tables_that_it_locks(tmp_pa
         ("001_a/a.b", ["public.a", "public.c"]),
         ("001_a/a.b (rollback)", []),
     ]
-    assert request["steps"][0]["probe"].split() == ["ALTER", "TABLE", "a", *"ADD COLUMN b uuid REFERENCES c (id)".split()]
+    probe = " ".join(request["steps"][0]["probe"].split())
+    assert probe == "ALTER TABLE a ADD COLUMN b uuid REFERENCES c (id)"
     assert sent[-1].startswith("SELECT coalesce(jsonb_object_agg")
 
 

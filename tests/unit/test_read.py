@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pglast import parse_sql
 
@@ -49,6 +49,7 @@ def test_splits_as_postgresql_does(text: str, expected: list[str]) -> None:
     assert statements(text) == expected
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.lists(st.text(st.characters(exclude_characters="\x00", codec="utf-8")), min_size=1, max_size=5))
 def test_any_text_survives_as_literal_and_splits_back(texts: list[str]) -> None:
     written = [f"SELECT {literal(text)}" for text in texts]
@@ -99,7 +100,21 @@ def test_a_file_that_cannot_be_read_is_told_in_one_sentence(text: str, sentence:
     assert refusal(text) == sentence
 
 
+@settings(deadline=None)  # the machine may be busy
 @given(st.text(max_size=60))
 def test_nothing_but_a_sentence_comes_out(text: str) -> None:
     with contextlib.suppress(RolloutError):  # a sentence about the file; any other exception fails the test
         read(text)
+
+
+def test_keys_are_read_in_any_case_and_once() -> None:
+    file = read_sql("-- only when: x\n\n-- STEP: s\n-- new rows: left\nUPDATE a SET b = 1;", "apply.sql")
+    assert file.header == {"Only when": "x"}
+    assert file.statements[0].notes == {"Step": "s", "New rows": "left"}
+    with pytest.raises(RolloutError, match=r"apply\.sql:2: 'Step:' stands twice"):
+        read_sql("-- Step: a\n-- Step: b\nSELECT 1;", "apply.sql")
+
+
+def test_a_nul_byte_is_refused() -> None:
+    with pytest.raises(RolloutError, match=r"apply\.sql:2: a NUL byte"):
+        read_sql("SELECT 1;\nSELECT \0 2;", "apply.sql")

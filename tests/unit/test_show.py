@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -23,8 +24,8 @@ def test_plan_shows_state_lock_size_hazard_and_with_diff_the_sql(tmp_path: Path)
     plan = plan_apply(rollout_of(tmp_path, FILES), FACTS, [], {}, [], [])
     lines = show.plan_lines(plan, statements=True)
     assert lines[0] == "phase1: phase1 [not applied; 2 of 3 steps to do]"
-    assert lines[1].split() == (
-        "to do 001_a/i CREATE INDEX CONCURRENTLY; SHARE UPDATE EXCLUSIVE on a; 174 MB, 1,234,567 rows".split()
+    assert " ".join(lines[1].split()) == (
+        "to do 001_a/i CREATE INDEX CONCURRENTLY; SHARE UPDATE EXCLUSIVE on a; 174 MB, 1,234,567 rows"
     )
     assert lines[2] == "          + CREATE INDEX CONCURRENTLY i ON a (b)"
     assert lines[6] == "            taken away by ada; -e reapply=001_a/a.d brings it back"
@@ -56,8 +57,9 @@ def test_size(number: int, text: str) -> None:
 MESSAGES = {
     "Cannot execute SQL 'SELECT 1 FROM nope' None: relation \"nope\" does not exist\nLINE 1: SELECT 1 FROM nope\n"
     "                      ^\n, query list: ['SELECT 1 FROM nope']": 'relation "nope" does not exist.',
-    "Cannot execute SQL 'CALL pgrollout.run_ddl(3, pgrollout.this_step('003_x/a.b'))' None: gave up after 2 s and 7 attempts, "
-    "nothing changed; blocked by pid 42\nHINT:  End that transaction or wait for it, then start the same command again.\n"
+    "Cannot execute SQL 'CALL pgrollout.run_ddl(3, pgrollout.this_step('003_x/a.b'))' None: "
+    "gave up after 2 s and 7 attempts, nothing changed; blocked by pid 42\n"
+    "HINT:  End that transaction or wait for it, then start the same command again.\n"
     "CONTEXT:  PL/pgSQL function run_ddl(bigint,jsonb) line 70 at RAISE\n, query list: ['CALL …', 'CALL …']": (
         "gave up after 2 s and 7 attempts, nothing changed; blocked by pid 42. "
         "End that transaction or wait for it, then start the same command again."
@@ -75,14 +77,16 @@ def test_server_message(message: str) -> None:
 
 def test_failure_names_the_step_of_the_statement_that_failed() -> None:
     message = next(message for message in MESSAGES if "run_ddl" in message)
-    results = [
-        {"failed": False, "item": "001_a/x (ADD COLUMN)"},
-        {"failed": True, "item": "003_x/a to c", "msg": message},
+    segments = [{"label": "one", "steps": []}, {"label": "003_x/a to c", "steps": []}]
+    results: list[dict[str, Any]] = [{"failed": False}, {"failed": True, "msg": message}]
+    assert show.failure(results, segments) == f"003_x/a.b: {MESSAGES[message]}"
+    builds = [
+        {"label": "001_a/h to i", "steps": [{"id": "001_a/h", "sql": "BUILD h"}, {"id": "001_a/i", "sql": "BUILD i"}]}
     ]
-    assert show.failure(results) == f"003_x/a.b: {MESSAGES[message]}"
-    built = [{"failed": True, "item": "001_a/i (CREATE INDEX CONCURRENTLY)", "msg": "deadlock detected"}]
-    assert show.failure(built) == "001_a/i (CREATE INDEX CONCURRENTLY): deadlock detected."
-    assert show.failure([{"failed": False}]) == ""
+    built = [{"failed": True, "msg": "Cannot execute SQL 'BUILD i' None: deadlock detected\n, query list: ['BUILD h']"}]
+    assert show.failure(built, builds) == "001_a/i: deadlock detected."
+    assert show.failure([{"failed": True, "msg": "no connection"}], builds) == "001_a/h to i: no connection."
+    assert show.failure([{"failed": False}], builds) == ""
 
 
 def test_sentences_of_rows() -> None:

@@ -31,6 +31,8 @@ BEGIN
     IF p_replaces IS NOT NULL THEN
         UPDATE pgrollout.run SET ended_at = clock_timestamp(), status = 'taken over', message = p_reason
         WHERE run_id = p_replaces AND ended_at IS NULL;
+        UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = 'taken over'
+        WHERE run_id = p_replaces AND ended_at IS NULL;
     END IF;
     BEGIN
         INSERT INTO pgrollout.run (kind, operator, host, pid, pid_started, phases, git_revision, search_path, took_over)

@@ -6,6 +6,7 @@ CREATE OR REPLACE FUNCTION pgrollout.this_step(p_id text) RETURNS jsonb LANGUAGE
 $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.step_started(p_run bigint, p_step jsonb) RETURNS void LANGUAGE sql AS $$
+    SELECT set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step ->> 'id'), 63), false);
     INSERT INTO pgrollout.step (step_id, migration, phase, kind, statement, state, run_id)
     VALUES (p_step ->> 'id', p_step ->> 'migration', p_step ->> 'phase', p_step ->> 'kind', p_step ->> 'sql', 'started', p_run)
     ON CONFLICT (step_id) DO UPDATE

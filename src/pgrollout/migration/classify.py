@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import Any
 
 from pglast import ast
-from pglast.enums.parsenodes import AlterTableType, ConstrType, ObjectType
+from pglast.enums.parsenodes import AlterTableType, ConstrType, DropBehavior, ObjectType
 from pglast.stream import RawStream
+from pglast.visitors import Visitor
 
 ACCESS_SHARE = "ACCESS SHARE"
 ROW_EXCLUSIVE = "ROW EXCLUSIVE"
@@ -107,14 +108,22 @@ class Classifier:
         self.made.add(table)
         referenced = set()
         for element in node.tableElts or ():
-            constraints = [element] if isinstance(element, ast.Constraint) else (element.constraints or ())
+            constraints = (
+                [element] if isinstance(element, ast.Constraint) else getattr(element, "constraints", None) or ()
+            )
             referenced |= {self.relation(c.pktable) for c in constraints if c.pktable}
-        return {
+        parents = [self.relation(parent) for parent in node.inhRelations or ()]
+        parent_mode = ACCESS_EXCLUSIVE if node.partbound else SHARE_UPDATE_EXCLUSIVE
+        step = {
             "kind": "CREATE TABLE",
             "object": {"kind": "table", "table": table, "name": table},
-            "locks": [_lock(other, SHARE_ROW_EXCLUSIVE) for other in sorted(referenced - {table})],
-            "probe": True,
+            "locks": [_lock(parent, parent_mode) for parent in parents]
+            + [_lock(other, SHARE_ROW_EXCLUSIVE) for other in sorted(referenced - {table})],
+            "probe": not parents,
         }
+        if node.relation.relpersistence == "t":
+            return step | _refuse("a temporary table is gone with the session of its step; make an ordinary one")
+        return step
 
     def _AlterTableStmt(self, node: ast.AlterTableStmt, _: dict[str, str]) -> dict[str, Any]:
         if len(node.cmds) > 1:
@@ -152,6 +161,10 @@ class Classifier:
         }
         if table in self.made:
             return step
+        if rewrite := _volatile_default(column):
+            return step | _refuse(
+                f"{rewrite} rewrites {table} under ACCESS EXCLUSIVE; add the column without it, SET DEFAULT, then backfill"
+            )
         if ConstrType.CONSTR_CHECK in kinds:
             return step | _refuse(
                 f"an inline CHECK scans {table} under ACCESS EXCLUSIVE; add it NOT VALID in a statement of its own, "
@@ -176,6 +189,7 @@ class Classifier:
             "object": {"kind": "column", "table": table, "name": command.name},
             "locks": [_lock(table, ACCESS_EXCLUSIVE)],
             "hazards": [PREPARED_HAZARD],
+            **_refuse_cascade(command.behavior),
         }
 
     def _add_constraint(self, table: str, command: Any) -> dict[str, Any]:
@@ -210,6 +224,7 @@ class Classifier:
             "kind": "DROP CONSTRAINT",
             "object": {"kind": "constraint", "table": table, "name": command.name},
             "locks": [_lock(table, ACCESS_EXCLUSIVE)],
+            **_refuse_cascade(command.behavior),
         }
 
     def _set_not_null(self, table: str, command: Any) -> dict[str, Any]:
@@ -321,6 +336,7 @@ class Classifier:
             "mode": "concurrent" if node.concurrent else "ddl",
             "object": target,
             "locks": locks,
+            **_refuse_cascade(node.behavior),
         }
         if kind == "index" and not node.concurrent:
             return step | _refuse("DROP INDEX stops readers and writers of its table; write DROP INDEX CONCURRENTLY")
@@ -342,7 +358,9 @@ class Classifier:
         if node.fromClause or node.withClause:
             return step | _refuse("a backfill with FROM or WITH is not supported; use a sub-select in SET or WHERE")
         keys = [key.strip() for key in notes["Backfill"].removeprefix("by ").split(",") if key.strip()]
-        values = [target for target in node.targetList if target.name]
+        values = node.targetList
+        if any(isinstance(target.val, ast.MultiAssignRef) or target.indirection for target in values):
+            return step | _refuse("a backfill sets whole columns one by one; write SET a = …, b = …")
         return step | {
             "kind": "BACKFILL",
             "mode": "data",
@@ -352,7 +370,7 @@ class Classifier:
                 "alias": node.relation.alias.aliasname if node.relation.alias else node.relation.relname,
                 "key": keys,
                 "columns": [target.name for target in values],
-                "set": ", ".join(f"{target.name} = {RawStream()(target.val)}" for target in values),
+                "set": ", ".join(f"{quoted(target.name)} = {RawStream()(target.val)}" for target in values),
                 "where": RawStream()(node.whereClause) if node.whereClause else "true",
                 "new_rows": notes.get("New rows", "left"),
             },
@@ -399,6 +417,50 @@ def _lock(relation: str, mode: str) -> dict[str, str]:
 
 def _refuse(reason: str) -> dict[str, Any]:
     return {"refused": reason}
+
+
+def _refuse_cascade(behavior: DropBehavior) -> dict[str, Any]:
+    if behavior == DropBehavior.DROP_CASCADE:
+        return _refuse(
+            "CASCADE drops what the migration does not name and this rollout may not have made; drop it by name"
+        )
+    return {}
+
+
+def quoted(name: str) -> str:
+    """An identifier in double quotes."""
+    return '"' + name.replace('"', '""') + '"'
+
+
+# What a column's default may call so that old rows get it without a rewrite: constant within a statement.
+_STABLE_FUNCTIONS = {"now", "transaction_timestamp", "statement_timestamp", "timezone", "current_setting"}
+_SERIALS = {"serial", "bigserial", "smallserial", "serial2", "serial4", "serial8"}
+
+
+def _volatile_default(column: ast.ColumnDef) -> str:
+    """What makes a new column rewrite its table: a serial type or a default that may be volatile; '' if nothing does."""
+    type_name = column.typeName.names[-1].sval
+    if type_name in _SERIALS:
+        return f"the type {type_name}"
+    for constraint in column.constraints or ():
+        if constraint.contype == ConstrType.CONSTR_DEFAULT:
+            calls = _Calls()
+            calls(constraint.raw_expr)
+            unsafe = sorted(calls.names - _STABLE_FUNCTIONS)
+            if unsafe:
+                return f"a default that calls {unsafe[0]}()"
+    return ""
+
+
+class _Calls(Visitor):
+    """Collects the names of the functions that an expression calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def visit_FuncCall(self, _ancestors: Any, node: ast.FuncCall) -> None:
+        self.names.add(node.funcname[-1].sval)
 
 
 def _checked_not_null(constraint: Any) -> str:

@@ -198,6 +198,7 @@ BEGIN
     IF to_regclass('pgrollout.step') IS NOT NULL THEN
         INSERT INTO pgrollout_facts SELECT 'ledger', 'steps', coalesce(jsonb_object_agg(s.step_id, to_jsonb(s)), '{}')
         FROM pgrollout.step AS s;
+        INSERT INTO pgrollout_facts SELECT 'ledger', 'open', to_jsonb(EXISTS (SELECT FROM pgrollout.run WHERE ended_at IS NULL));
         INSERT INTO pgrollout_facts SELECT 'ledger', 'migrations', coalesce(jsonb_object_agg(m.migration, to_jsonb(m)), '{}')
         FROM pgrollout.migration AS m;
     END IF;

@@ -116,7 +116,7 @@ def _file(path: Path) -> SqlFile:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except FileNotFoundError:
         raise RolloutError(f"{path}: the file is missing.") from None
     except UnicodeDecodeError as error:

@@ -25,7 +25,8 @@ def plan_apply(
     """Plans the way forward through `phases` (all of them where the list is empty).
 
     facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
-    Returns {phases: [{name, title, state, steps}], pending, stoppers: [sentence], drift: [sentence]}.
+    Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states}.
+    unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing.
     """
     held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
     planned = []
@@ -34,10 +35,13 @@ def plan_apply(
     state_of: dict[str, str] = {}
     for phase in rollout["phases"]:
         steps = []
+        unrecorded = []
         for migration in phase["migrations"]:
             decided = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
             steps += _scaffolds(decided, migration["apply"])
             drift += _drift(migration, facts, accept_drift)
+            if _is_unrecorded(migration, decided, facts):
+                unrecorded.append(migration["name"])
         state_of[phase["name"]] = _phase_state(steps)
         if phases and phase["name"] not in phases:
             continue
@@ -49,11 +53,18 @@ def plan_apply(
             )
         stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
         planned.append(
-            {"name": phase["name"], "title": phase["title"], "state": state_of[phase["name"]], "steps": steps}
+            {
+                "name": phase["name"],
+                "title": phase["title"],
+                "state": state_of[phase["name"]],
+                "steps": steps,
+                "unrecorded": unrecorded,
+            }
         )
     return {
         "phases": planned,
         "pending": sum(step["state"] in TO_DO for phase in planned for step in phase["steps"]),
+        "unfinished": facts.get("ledger", {}).get("open", False) or any(phase["unrecorded"] for phase in planned),
         "stoppers": stoppers + drift,
         "states": state_of,
     }
@@ -127,7 +138,7 @@ def _decide(
 ) -> dict[str, Any]:
     fact = facts.get("step", {}).get(step["id"], {})
     ledger = _ledger(facts, step)
-    answer = {**step, "fact": fact, "state": "pending", "reason": "", **_size(step, facts)}
+    answer = {**step, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["only_when"] and not switches.get(step["only_when"], False):
@@ -255,7 +266,7 @@ def _decide_rollback(
     step: dict[str, Any], facts: dict[str, Any], made: dict[str, Any], filled: dict[str, Any]
 ) -> dict[str, Any]:
     fact = facts.get("step", {}).get(step["id"] + " (rollback)", {})
-    answer = {**step, "rollback": True, "fact": fact, "state": "pending", "reason": "", **_size(step, facts)}
+    answer = {**step, "rollback": True, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["mode"] == "restore":
@@ -282,13 +293,11 @@ def _decide_rollback(
     return answer | {"undoes": [made[_key(step["object"])]["id"]]}
 
 
-def _size(step: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
+def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Rows and bytes of the step's table; the locks, completed with what only the catalog knows."""
     relations = facts.get("relation", {})
     locks = list(step["locks"])
-    actual = (facts.get("step", {}).get(step["id"] + (" (rollback)" if step.get("rollback") else ""), {}) or {}).get(
-        "actual"
-    )
+    actual = fact.get("actual")
     if step["kind"].startswith("DROP INDEX") and actual:
         locks = [{"relation": actual["table"], "mode": "SHARE UPDATE EXCLUSIVE"}]
     if step["kind"] == "DROP TABLE" and locks:
@@ -333,6 +342,13 @@ def _stands(facts: dict[str, Any], step: dict[str, Any]) -> bool:
     return bool(_ledger(facts, step).get("state", "held") != "held")
 
 
+def _is_unrecorded(migration: dict[str, Any], decided: list[dict[str, Any]], facts: dict[str, Any]) -> bool:
+    """Whether every step is done, this rollout did some of them, and the ledger has no record of the whole."""
+    done = all(step["state"] in ("satisfied", "held") for step in decided)
+    ours = any(_stands(facts, step) for step in migration["apply"])
+    return done and ours and migration["name"] not in facts.get("ledger", {}).get("migrations", {})
+
+
 def _is_held(facts: dict[str, Any], step_id: str) -> bool:
     return bool(facts.get("ledger", {}).get("steps", {}).get(step_id, {}).get("state") == "held")
 
@@ -375,5 +391,5 @@ def unknown_names(given: list[str], known: list[str], what: str) -> list[str]:
         if name not in known:
             near = difflib.get_close_matches(name, known, 1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
-            sentences.append(f"unknown {what} '{name}'{hint} Known: {', '.join(known)}.")
+            sentences.append(f"unknown {what} '{name}'{hint or '.'} Known: {', '.join(known)}.")
     return sentences

@@ -6,6 +6,8 @@ import json
 import re
 from typing import Any
 
+from pgrollout.migration.classify import quoted
+
 _CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
 
 
@@ -14,24 +16,31 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
+# Up to this size of its table a concurrent build takes a second or two, which is not worth a session of its own.
+SMALL_TABLE_BYTES = 64 * 1024**2
+
+
 def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Groups planned steps into the calls that carry them out: [{label, steps}].
 
-    A call of a module costs a third of a second, short DDL some milliseconds; so neighbours among the DDL share a
-    session (each still has its own transaction, locks and ledger row). A build, a drop or a backfill has its own.
+    A call of a module costs a third of a second, short DDL some milliseconds; so neighbours of one migration that are
+    over in no time share a session (each still has its own transactions, locks and ledger row). A backfill and a build
+    on a large table have a session each.
     """
     groups: list[list[dict[str, Any]]] = []
     for step in steps:
-        if (
-            groups
-            and step["mode"] == "ddl"
-            and groups[-1][-1]["mode"] == "ddl"
-            and groups[-1][0]["migration"] == step["migration"]
-        ):
+        last = groups[-1][-1] if groups else None
+        if last and last["migration"] == step["migration"] and _is_short(last) and _is_short(step):
             groups[-1].append(step)
         else:
             groups.append([step])
     return [{"label": _label(group), "steps": group} for group in groups]
+
+
+def _is_short(step: dict[str, Any]) -> bool:
+    if step["mode"] == "concurrent":
+        return bool(step["kind"].startswith("DROP") or step["bytes"] <= SMALL_TABLE_BYTES)
+    return bool(step["mode"] == "ddl")
 
 
 def _label(group: list[dict[str, Any]]) -> str:
@@ -59,7 +68,7 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
             queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
             continue
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
-        leftover = [f"DROP INDEX CONCURRENTLY {_quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
+        leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
         queries += [
             f"SELECT pgrollout.begin_step({run}, {this})",
             *leftover,
@@ -108,10 +117,6 @@ def _made(step: dict[str, Any]) -> str:
 
 def _ledger_id(step: dict[str, Any]) -> str:
     return str(step["id"]) + (" (rollback)" if step.get("rollback") else "")
-
-
-def _quoted(name: str) -> str:
-    return '"' + name.replace('"', '""') + '"'
 
 
 def check_queries(checks: list[dict[str, Any]], search_path: str) -> list[str]:

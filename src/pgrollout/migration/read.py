@@ -13,7 +13,7 @@ from pgrollout.errors import RolloutError
 
 HEADER_KEYS = ("Migration", "Description", "Risk Level", "Expected duration", "Locks", "Only when", "Holds")
 STEP_KEYS = ("Step", "Backfill", "New rows", "Done when", "Restore", "Check", "Refuses")
-_KEY_LINE = re.compile(r"^--\s*([A-Z][A-Za-z]+(?: [a-z]+| Level)?):\s*(.*?)\s*$")
+_KEY_LINE = re.compile(r"^--\s*([A-Za-z]+(?: [A-Za-z]+)?):\s*(.*?)\s*$")
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,9 @@ class SqlFile:
 
 def read_sql(text: str, path: str) -> SqlFile:
     """Parses `text`; raises RolloutError with file, line, column and message when PostgreSQL would not accept it."""
+    if "\0" in text:
+        # The parser would silently stop there.
+        raise RolloutError(f"{path}:{_line(text, text.index(chr(0)))}: a NUL byte; save the file as plain UTF-8 text.")
     if not text.strip():
         raise RolloutError(f"{path}: the file is empty; expected at least one SQL statement.")
     try:
@@ -57,10 +60,11 @@ def read_sql(text: str, path: str) -> SqlFile:
             if previous_end <= token.start < start:
                 line = _line(text, token.start)
                 key, value = _key_value(text[token.start : token.end + 1], path, line)
-                if key in HEADER_KEYS and not statements:
-                    header[key] = value
-                elif key in STEP_KEYS:
-                    notes[key] = value
+                given = header if key in HEADER_KEYS and not statements else notes
+                if key in given:
+                    raise RolloutError(f"{path}:{line}: '{key}:' stands twice over the same statement; write it once.")
+                if given is header or key in STEP_KEYS:
+                    given[key] = value
         statements.append(Statement(text[start:end].strip().rstrip(";"), _line(text, start), stmt.stmt, notes))
         previous_end = end
     return SqlFile(path, header, statements)
@@ -71,12 +75,12 @@ def _key_value(comment: str, path: str, line: int) -> tuple[str, str]:
     match = _KEY_LINE.match(comment)
     if not match:
         return "", ""
-    known = HEADER_KEYS + STEP_KEYS
-    key = match[1]
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0.8)
+    known = {key.casefold(): key for key in HEADER_KEYS + STEP_KEYS}
+    key = known.get(match[1].casefold(), match[1])
+    if key not in known.values():
+        near = difflib.get_close_matches(key.casefold(), known, 1, 0.8)
         if near:
-            raise RolloutError(f"{path}:{line}: unknown comment key '{key}:'; did you mean '{near[0]}:'?")
+            raise RolloutError(f"{path}:{line}: unknown comment key '{key}:'; did you mean '{known[near[0]]}:'?")
         return "", ""
     return key, match[2]
 

@@ -77,16 +77,21 @@ def server_message(message: str) -> str:
     return " ".join(part if part.endswith((".", "?", "!", ":")) else f"{part}." for part in kept if part) or message
 
 
-def failure(results: list[dict[str, Any]]) -> str:
-    """'<step>: <what the server said>' of the first failed item of a looped task, '' if none failed.
+def failure(results: list[dict[str, Any]], segments: list[dict[str, Any]]) -> str:
+    """'<step>: <what the server said>' of the first failed segment, '' if none failed.
 
-    The step is the one that the failed statement names; a top-level statement names none, but has its segment alone.
+    The step is the one that the failed CALL names, or the one whose top-level statement is quoted.
     """
-    for result in results:
+    for number, result in enumerate(results):
         if result.get("failed"):
             message = str(result.get("msg", ""))
-            named = re.search(r"this_step\('((?:[^']|'')+)'\)", message.split(", query list:")[0])
-            return f"{named[1] if named else result.get('item', '?')}: {server_message(message)}"
+            failed = message.split(", query list:")[0]
+            named = re.search(r"this_step\('((?:[^']|'')+)'\)", failed)
+            quoted = [
+                step["id"] for step in segments[number]["steps"] if f"Cannot execute SQL '{step['sql']}'" in failed
+            ]
+            where = named[1] if named else [*quoted, segments[number]["label"]][0]
+            return f"{where}: {server_message(message)}"
     return ""
 
 

@@ -67,6 +67,8 @@ def _view(sql: str, tokens: list[Any], names: list[str]) -> str:
     if names[-2:] == ["WITH", "DATA_P"] or names[-3:-1] == ["WITH", "NO"]:
         end = tokens[max(i for i, name in enumerate(names) if name == "WITH")].start
     columns = ""
-    if names[begin - 1] == "ASCII_41" and "WITH" not in names[:begin]:
-        columns = " " + sql[tokens[names.index("ASCII_40")].start : tokens[begin].start]
+    # The first parenthesis is the list of columns, unless it belongs to WITH (options).
+    opened = names.index("ASCII_40") if "ASCII_40" in names[:begin] else begin
+    if opened < begin and names[opened - 1] != "WITH":
+        columns = " " + sql[tokens[opened].start : tokens[names.index("ASCII_41", opened)].end + 1]
     return f"CREATE TEMP VIEW {VIEW_TWIN}{columns} {sql[tokens[begin].start : end]}"
