@@ -161,7 +161,7 @@ def test_each_phase_forward_and_back_to_the_same_bytes(walkers: Walkers, capsys:
     assert "phase4: applied, 0 of" in run.output
 
     # back, each phase alone, last one first
-    assert "phase1 cannot be rolled back while phase2 and phase3 and phase4 is applied" in walk.refused(
+    assert "phase1 cannot be rolled back while phase2 and phase3 and phase4 are applied" in walk.refused(
         "rollback", "--tags", "phase1"
     )
     for phase in reversed(PHASES):

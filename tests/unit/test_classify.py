@@ -170,7 +170,7 @@ def test_backfill_is_taken_apart() -> None:
         "alias": "t",
         "key": ["tenant", "id"],
         "columns": ["b", "d"],
-        "set": "b = lower(t.c), d = 2",
+        "set": '"b" = lower(t.c), "d" = 2',
         "where": "t.b IS NULL",
         "new_rows": "trigger fill_b",
     }

@@ -302,7 +302,7 @@ def test_what_is_off_or_held_is_neither_asked_for_nor_checked(tmp_path: Path) ->
 def test_unknown_names_suggest_the_nearest() -> None:
     assert planner.unknown_names(["fase1", "full", "zzz"], ["phase1", "phase2", "full"], "tag") == [
         "unknown tag 'fase1'; did you mean 'phase1'? Known: phase1, phase2, full.",
-        "unknown tag 'zzz' Known: phase1, phase2, full.",
+        "unknown tag 'zzz'. Known: phase1, phase2, full.",
     ]
 
 

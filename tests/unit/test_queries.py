@@ -70,7 +70,7 @@ def test_concurrent_build_is_sent_as_the_author_wrote_it_between_its_ledger_rows
     (step,) = planned(tmp_path, INDEX)
     sent = queries.segment_queries([step], 7, {})
     assert sent[3:] == [
-        "SELECT pgrollout.begin_step(7, pgrollout.this_step('001_a/i'))",
+        "CALL pgrollout.begin_step(7, pgrollout.this_step('001_a/i'))",
         "CREATE INDEX CONCURRENTLY i ON a (b)",
         "SELECT pgrollout.end_step(7, pgrollout.this_step('001_a/i'))",
     ]

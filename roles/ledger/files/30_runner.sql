@@ -57,6 +57,14 @@ CREATE OR REPLACE FUNCTION pgrollout.blockers(p_locks jsonb, p_age interval) RET
       AND (a.backend_type IS DISTINCT FROM 'autovacuum worker' OR a.query LIKE '%(to prevent wraparound)%')
 $$;
 
+-- What the run waits for, for status(); and as an event each time that it is something else.
+CREATE OR REPLACE FUNCTION pgrollout.note_waiting(p_run bigint, p_step jsonb, p_for text) RETURNS void LANGUAGE sql AS $$
+    WITH changed AS (
+        UPDATE pgrollout.run SET waiting_for = p_for WHERE run_id = p_run AND waiting_for IS DISTINCT FROM p_for RETURNING 1)
+    INSERT INTO pgrollout.event (run_id, step_id, what, detail)
+    SELECT p_run, p_step ->> 'id', 'waiting', p_for FROM changed
+$$;
+
 -- Takes the step's locks: first SHARE UPDATE EXCLUSIVE, for which no reader or writer waits and an autovacuum gives
 -- way; then the statement's own mode, asked for so shortly that those who queue behind it do not notice.
 CREATE OR REPLACE FUNCTION pgrollout.take_locks(p_locks jsonb, p_lock_timeout_ms integer) RETURNS void LANGUAGE plpgsql AS $$
@@ -156,21 +164,51 @@ BEGIN
                 v_settings ->> 'give_up_s', v_attempts, v_blocker
                 USING ERRCODE = 'lock_not_available', HINT = 'End that transaction or wait for it, then start the same command again.';
         END IF;
-        UPDATE pgrollout.run SET waiting_for = v_blocker WHERE run_id = p_run AND waiting_for IS DISTINCT FROM v_blocker;
-        IF FOUND THEN
-            INSERT INTO pgrollout.event (run_id, step_id, what, detail) VALUES (p_run, p_step ->> 'id', 'waiting', v_blocker);
-        END IF;
+        PERFORM pgrollout.note_waiting(p_run, p_step, v_blocker);
         -- Ten times as long off the queue as in it, with jitter, so that waiting stays under a tenth of the time.
         CALL pgrollout.nap(v_lock_ms / 1000.0 * 10 * (0.75 + random() / 2) * least(4, 1 + v_attempts / 10));
     END LOOP;
 END
 $$;
 
+-- Waits until nobody has held a conflicting lock for longer than blocker_age_ms; names who does, and gives up on them
+-- after give_up_s.
+CREATE OR REPLACE PROCEDURE pgrollout.await_locks(p_run bigint, p_step jsonb, p_locks jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+    v_settings jsonb := current_setting('pgrollout.settings')::jsonb;
+    v_give_up timestamptz := clock_timestamp() + make_interval(secs => (v_settings ->> 'give_up_s')::double precision);
+    v_age interval := make_interval(secs => (v_settings ->> 'blocker_age_ms')::double precision / 1000);
+    v_blocker text;
+BEGIN
+    LOOP
+        PERFORM pgrollout.check_run(p_run);
+        v_blocker := pgrollout.blockers(p_locks, v_age);
+        EXIT WHEN v_blocker IS NULL;
+        IF clock_timestamp() > v_give_up THEN
+            PERFORM pgrollout.step_ended(p_run, p_step, 'failed', 'blocked by ' || v_blocker, 0);
+            COMMIT;
+            RAISE EXCEPTION 'gave up after % s, nothing changed; blocked by %', v_settings ->> 'give_up_s', v_blocker
+                USING ERRCODE = 'lock_not_available', HINT = 'End that transaction or wait for it, then start the same command again.';
+        END IF;
+        PERFORM pgrollout.note_waiting(p_run, p_step, v_blocker);
+        CALL pgrollout.nap(0.5);
+    END LOOP;
+    UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run;
+END
+$$;
+
 -- A top-level statement (a concurrent build or drop) cannot share a transaction with its ledger row: one before, one after.
-CREATE OR REPLACE FUNCTION pgrollout.begin_step(p_run bigint, p_step jsonb) RETURNS void LANGUAGE plpgsql AS $$
+-- A concurrent drop first marks its index invalid and then waits for every transaction that uses the table; so those are
+-- waited for before it starts, readers included, while the index is still good.
+CREATE OR REPLACE PROCEDURE pgrollout.begin_step(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM pgrollout.check_run(p_run);
     PERFORM pgrollout.step_started(p_run, p_step);
+    COMMIT;
+    IF p_step ->> 'kind' LIKE 'DROP INDEX%' THEN
+        CALL pgrollout.await_locks(p_run, p_step, (SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}')
+                                                   FROM jsonb_array_elements(p_step -> 'locks') AS l));
+    END IF;
 END
 $$;
 

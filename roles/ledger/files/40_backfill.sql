@@ -168,7 +168,7 @@ BEGIN
                 RAISE EXCEPTION 'gave up after % s; blocked by %', v_settings ->> 'give_up_s', v_blocked
                     USING HINT = 'Everything committed stays; start the same command again.';
             END IF;
-            UPDATE pgrollout.run SET waiting_for = v_blocked WHERE run_id = p_run;
+            PERFORM pgrollout.note_waiting(p_run, p_step, v_blocked);
             CALL pgrollout.nap(0.2 + random() * 0.3);
         END IF;
         COMMIT;
@@ -252,7 +252,7 @@ BEGIN
             RAISE EXCEPTION 'gave up after % s; blocked by %', v_settings ->> 'give_up_s', v_blocked
                 USING HINT = 'Everything committed stays; start the same command again.';
         ELSE
-            UPDATE pgrollout.run SET waiting_for = v_blocked WHERE run_id = p_run;
+            PERFORM pgrollout.note_waiting(p_run, p_step, v_blocked);
             CALL pgrollout.nap(0.2 + random() * 0.3);
         END IF;
     END LOOP;

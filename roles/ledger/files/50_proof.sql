@@ -113,6 +113,16 @@ CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p
         digests = excluded.digests, statistics = excluded.statistics
 $$;
 
+-- A table that the emergency switch had to make itself (not this rollout's own step) counts as having stood there before.
+CREATE OR REPLACE FUNCTION pgrollout.accept_table(p_table text) RETURNS void LANGUAGE sql AS $$
+    UPDATE pgrollout.snapshot AS s
+    SET fingerprint = s.fingerprint || (
+        SELECT coalesce(jsonb_object_agg(f.key, f.value), '{}') FROM jsonb_each(pgrollout.fingerprint()) AS f
+        WHERE f.key ~ ('\m' || split_part(p_table, '.', 2) || '\M') AND NOT s.fingerprint ? f.key)
+    WHERE NOT EXISTS (SELECT FROM pgrollout.step AS t WHERE t.kind = 'CREATE TABLE' AND t.state = 'done'
+                                                      AND split_part(t.step_id, '/', 2) = split_part(p_table, '.', 2))
+$$;
+
 -- Compares the catalog with the snapshot from before p_phase: one row a difference.
 CREATE OR REPLACE FUNCTION pgrollout.catalog_differences(p_phase text) RETURNS TABLE (object text, found text, expected text)
 LANGUAGE sql STABLE AS $$

@@ -163,7 +163,8 @@ class Classifier:
             return step
         if rewrite := _volatile_default(column):
             return step | _refuse(
-                f"{rewrite} rewrites {table} under ACCESS EXCLUSIVE; add the column without it, SET DEFAULT, then backfill"
+                f"{rewrite} rewrites {table} under ACCESS EXCLUSIVE; "
+                "add the column without it, SET DEFAULT, then backfill"
             )
         if ConstrType.CONSTR_CHECK in kinds:
             return step | _refuse(
@@ -438,7 +439,7 @@ _SERIALS = {"serial", "bigserial", "smallserial", "serial2", "serial4", "serial8
 
 
 def _volatile_default(column: ast.ColumnDef) -> str:
-    """What makes a new column rewrite its table: a serial type or a default that may be volatile; '' if nothing does."""
+    """What makes a new column rewrite its table: a serial type, a default that may be volatile; '' if nothing does."""
     type_name = column.typeName.names[-1].sval
     if type_name in _SERIALS:
         return f"the type {type_name}"
@@ -452,7 +453,7 @@ def _volatile_default(column: ast.ColumnDef) -> str:
     return ""
 
 
-class _Calls(Visitor):
+class _Calls(Visitor):  # type: ignore[misc]
     """Collects the names of the functions that an expression calls."""
 
     def __init__(self) -> None:

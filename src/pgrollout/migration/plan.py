@@ -88,7 +88,8 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
         standing = [name for name in after if name not in phases and _touched(rollout, facts, name)]
         if standing:
             stoppers.append(
-                f"{phase['name']} cannot be rolled back while {' and '.join(standing)} is applied; "
+                f"{phase['name']} cannot be rolled back while {' and '.join(standing)} "
+                f"{'is' if len(standing) == 1 else 'are'} applied; "
                 "roll that back first."
             )
         steps = []

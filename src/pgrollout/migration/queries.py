@@ -70,7 +70,7 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
         leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
         queries += [
-            f"SELECT pgrollout.begin_step({run}, {this})",
+            f"CALL pgrollout.begin_step({run}, {this})",
             *leftover,
             step["sql"],
             f"SELECT pgrollout.end_step({run}, {this})",
@@ -99,6 +99,9 @@ def hold_queries(migration: dict[str, Any], operator: str, stop: bool = True) ->
     ]
     why = f"taken away by {operator}"
     orders = f"PERFORM pgrollout.hold({literal(json.dumps(steps))}::jsonb, {literal(why)});"
+    for step in migration.get("apply", []):
+        if step["kind"] == "CREATE TABLE":
+            orders += f" PERFORM pgrollout.accept_table({literal(step['object']['name'])});"
     if stop:
         orders += (
             f" UPDATE pgrollout.control SET request = 'stop', who = {literal(operator)}, "

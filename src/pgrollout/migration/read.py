@@ -55,7 +55,7 @@ def read_sql(text: str, path: str) -> SqlFile:
     for stmt in raw:
         start = stmt.stmt_location
         end = start + stmt.stmt_len if stmt.stmt_len else len(text)
-        notes = {}
+        notes: dict[str, str] = {}
         for token in comments:
             if previous_end <= token.start < start:
                 line = _line(text, token.start)
