@@ -133,7 +133,8 @@ SELECT array(SELECT h.pid FROM pg_locks AS h
                AND h.classid = (hashtext('pgrollout')::bigint & 4294967295)::oid
                AND h.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())),
        array(SELECT DISTINCT a.pid || ' ' || a.application_name FROM pg_stat_activity AS a
-             WHERE a.datname = current_database() AND a.state <> 'idle' AND a.application_name ~ '^pgrollout/[0-9]+/')
+             WHERE a.datname = current_database() AND a.state <> 'idle' AND a.application_name ~ '^pgrollout/[0-9]+/'
+               AND a.application_name !~ '/backup$')
 """
 
 
@@ -141,7 +142,8 @@ class Witness(threading.Thread):
     """Watches that one session at most works for a run. `faults` says when two did, `samples` how often it looked.
 
     The two catalogs that it reads are no snapshot, so a session that is just ending may be seen with its successor:
-    what it sees once is no fault, what it sees in two looks running is. A server that restarts is waited for.
+    what it sees once is no fault, what it sees in two looks running is. A server that restarts is waited for. A dump
+    is left out: it only reads, and in several sessions.
     """
 
     def __init__(self, database: Database) -> None:
