@@ -201,13 +201,15 @@ $$;
 -- A concurrent drop first marks its index invalid and then waits for every transaction that uses the table; so those are
 -- waited for before it starts, readers included, while the index is still good.
 CREATE OR REPLACE PROCEDURE pgrollout.begin_step(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+    v_every_lock jsonb;
 BEGIN
     PERFORM pgrollout.check_run(p_run);
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
     IF p_step ->> 'kind' LIKE 'DROP INDEX%' THEN
-        CALL pgrollout.await_locks(p_run, p_step, (SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}')
-                                                   FROM jsonb_array_elements(p_step -> 'locks') AS l));
+        SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}') INTO v_every_lock FROM jsonb_array_elements(p_step -> 'locks') AS l;
+        CALL pgrollout.await_locks(p_run, p_step, v_every_lock);
     END IF;
 END
 $$;
