@@ -362,3 +362,13 @@ def test_a_second_session_of_a_run_is_refused_while_the_first_works(ledger: Data
     work.result()
     assert "mood" not in columns(ledger)
     carry_out(ledger, run, steps_of(tmp_path / "two", ADD))
+
+
+def test_an_older_ledger_is_upgraded_though_its_routines_were_of_another_kind(ledger: Database) -> None:
+    first = claim(ledger)
+    finish(ledger, first)
+    ledger.execute("DROP PROCEDURE pgrollout.begin_step(bigint, jsonb)")
+    ledger.execute("CREATE FUNCTION pgrollout.begin_step(bigint, jsonb) RETURNS integer LANGUAGE sql AS 'SELECT 1'")
+    install(ledger)
+    assert ledger.value("SELECT prokind FROM pg_proc WHERE proname = 'begin_step'") == "p"
+    assert ledger.value("SELECT status FROM pgrollout.run WHERE run_id = %s", first) == "completed"
