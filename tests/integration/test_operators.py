@@ -228,6 +228,7 @@ def test_a_run_whose_controller_is_dead_on_this_host_is_taken_over_by_itself(
     assert almost.value("SELECT took_over FROM pgrollout.run WHERE run_id = %s", held + 1) == held
 
 
+@pytest.mark.ci
 def test_a_step_that_cannot_get_its_lock_gives_up_with_the_blocker_named(
     migrated: Database, migrate: Callable[..., Run]
 ) -> None:
@@ -245,6 +246,7 @@ def test_a_step_that_cannot_get_its_lock_gives_up_with_the_blocker_named(
     assert migrated.value("SELECT status FROM pgrollout.run ORDER BY run_id DESC LIMIT 1") == "failed"
 
 
+@pytest.mark.ci
 def test_of_two_whole_runs_at_once_one_wins_and_a_taken_over_one_stops(
     empty_database: Database, playbook: Playbook, tmp_path: Path, undisturbed: Undisturbed
 ) -> None:

