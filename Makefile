@@ -62,7 +62,7 @@ unit: setup ## the unit tests alone
 test: lint ## what a contributor needs before each commit (under 15 minutes)
 	pytest $(PARALLEL)
 
-ci: setup ## after `make test`: more kills and stops, and PostgreSQL 14 and 18 (under 60 minutes)
+ci: setup ## after `make test`: more walks, kills and stops, and PostgreSQL 14 and 18 (under 60 minutes)
 	pytest $(PARALLEL) -m "ci and not full"
 	@for version in 14 18; do \
 		bin=$$(python tools/fetch_server.py $$version) || exit 1; \
