@@ -166,7 +166,7 @@ BEGIN
         END IF;
         PERFORM pgrollout.note_waiting(p_run, p_step, v_blocker);
         -- Ten times as long off the queue as in it, with jitter, so that waiting stays under a tenth of the time.
-        CALL pgrollout.nap(v_lock_ms / 1000.0 * 10 * (0.75 + random() / 2) * least(4, 1 + v_attempts / 10));
+        CALL pgrollout.nap(v_lock_ms / 1000.0 * 10 * (0.75 + random() / 2));
     END LOOP;
 END
 $$;
