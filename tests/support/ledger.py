@@ -92,7 +92,7 @@ def carry_out(database: Database, run: int, steps: list[dict[str, Any]], **chang
     """Carry steps out, a session a segment; raises psycopg2.Error where a step fails."""
     for segment in segments(steps):
         with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
-            for query in segment_queries(segment["steps"], run, settings(**changes)):
+            for query in segment_queries(segment, run, settings(**changes)):
                 cursor.execute(query)
 
 

@@ -138,6 +138,14 @@ LANGUAGE sql AS $$
     ON CONFLICT DO NOTHING
 $$;
 
+-- All steps of a migration that were to do are done.
+CREATE OR REPLACE FUNCTION pgrollout.record_migration(p_run bigint, p_name text, p_phase text, p_checksum text) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO pgrollout.migration (migration, phase, checksum, run_id) VALUES (p_name, p_phase, p_checksum, p_run)
+    ON CONFLICT (migration) DO UPDATE
+    SET checksum = excluded.checksum, applied_at = clock_timestamp(), run_id = excluded.run_id
+$$;
+
 CREATE OR REPLACE FUNCTION pgrollout.end_phase(p_run bigint, p_phase text, p_direction text) RETURNS void
 LANGUAGE sql AS $$
     UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = 'completed'

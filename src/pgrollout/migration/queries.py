@@ -20,8 +20,11 @@ def literal(text: str) -> str:
 SMALL_TABLE_BYTES = 64 * 1024**2
 
 
-def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups planned steps into the calls that carry them out: [{label, steps}].
+def segments(steps: list[dict[str, Any]], record: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """Groups planned steps into the calls that carry them out: [{label, steps, record}].
+
+    record: {name, phase, checksum} of the migration that is applied once the last of the steps is; the last call writes
+    it, one without steps where there are none.
 
     A call of a module costs a third of a second, short DDL some milliseconds; so neighbours of one migration that are
     over in no time share a session (each still has its own transactions, locks and ledger row). A backfill and a build
@@ -34,7 +37,12 @@ def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
             groups[-1].append(step)
         else:
             groups.append([step])
-    return [{"label": _label(group), "steps": group} for group in groups]
+    found: list[dict[str, Any]] = [{"label": _label(group), "steps": group, "record": None} for group in groups]
+    if record and not found:
+        found = [{"label": f"{record['name']} (record)", "steps": []}]
+    if record:
+        found[-1]["record"] = record
+    return found
 
 
 def _is_short(step: dict[str, Any]) -> bool:
@@ -48,14 +56,14 @@ def _label(group: list[dict[str, Any]]) -> str:
     return first if len(group) == 1 else f"{first} to {group[-1]['name']} ({group[-1]['kind']}), {len(group)} steps"
 
 
-def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str, Any]) -> list[str]:
-    """The statements of one segment, for one session in autocommit; they stop at the first that fails.
+def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, Any]) -> list[str]:
+    """The statements of one of `segments`, for one session in autocommit; they stop at the first that fails.
 
     Step and settings travel in session settings, so that an error quotes a short CALL and not a page of JSON.
     """
-    run = int(run_id)
+    run, steps, record = int(run_id), segment["steps"], segment["record"]
     queries = [
-        f"CALL pgrollout.enter({run}, {literal(_ledger_id(steps[0]))})",
+        f"CALL pgrollout.enter({run}, {literal(_ledger_id(steps[0]) if steps else record['name'])})",
         f"SELECT set_config('pgrollout.settings', {literal(json.dumps(settings))}, false)",
     ]
     for step in steps:
@@ -75,6 +83,9 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
             step["sql"],
             f"SELECT pgrollout.end_step({run}, {this})",
         ]
+    if record:
+        values = ", ".join(literal(record[key]) for key in ("name", "phase", "checksum"))
+        queries.append(f"SELECT pgrollout.record_migration({run}, {values})")
     return queries
 
 
