@@ -14,6 +14,7 @@ from pglast import parse_sql
 from pgrollout.migration import queries
 from pgrollout.migration.facts import facts_queries
 from pgrollout.migration.plan import apply_steps, plan_apply, rollback_steps
+from pgrollout.migration.text import literal
 from tests.support.rollouts import rollout_of
 
 INDEX = "CREATE INDEX CONCURRENTLY i ON a (b);"
@@ -37,7 +38,7 @@ def value(literal: str) -> str:
 @settings(deadline=None)  # the machine may be busy
 @given(TEXT)
 def test_literal_is_read_back_as_it_was(text: str) -> None:
-    assert value(queries.literal(text)) == text
+    assert value(literal(text)) == text
 
 
 def test_neighbours_among_short_ddl_share_a_session(tmp_path: Path) -> None:
@@ -119,8 +120,8 @@ def test_checks_are_one_query_of_violations() -> None:
 @settings(deadline=None)  # the machine may be busy
 @given(TEXT, TEXT)
 def test_no_title_or_statement_breaks_out_of_a_check(title: str, text: str) -> None:
-    refused = check(f"SELECT {queries.literal(text)}", "check_violation", title)
-    reading = check(f"SELECT {queries.literal(text)}, 2, 3", "", title)
+    refused = check(f"SELECT {literal(text)}", "check_violation", title)
+    reading = check(f"SELECT {literal(text)}, 2, 3", "", title)
     for query in queries.check_queries([refused, reading], "public"):
         if "$pgrollout_check$" not in text + title:
             assert len(parse_sql(query)) == 1

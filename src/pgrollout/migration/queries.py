@@ -6,14 +6,9 @@ import json
 import re
 from typing import Any
 
-from pgrollout.migration.classify import quoted
+from pgrollout.migration.text import literal, quoted
 
 _CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
-
-
-def literal(text: str) -> str:
-    """A SQL string literal (standard_conforming_strings is on by default since 9.1)."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 # Up to this size of its table a concurrent build takes a second or two, which is not worth a session of its own.
