@@ -78,13 +78,13 @@ def steps_of(folder: Path, sql: str) -> list[dict[str, Any]]:
     (migration / "rollback.sql").write_text("DROP INDEX CONCURRENTLY nothing;\n")
     steps = load_rollout(str(folder))["phases"][0]["migrations"][0]["apply"]
     assert [step["refused"] for step in steps if step["refused"]] == []
-    return [step | {"state": "pending"} for step in steps]
+    return [step | {"state": "pending", "rows": 0, "bytes": 0} for step in steps]
 
 
 def settings(**changes: float) -> dict[str, Any]:
     """What roles/apply hands to the procedures, of its defaults but for `changes`."""
     found = yaml.safe_load((ROOT / "roles" / "apply" / "defaults" / "main.yml").read_text(encoding="utf-8"))
-    names = {"apply_give_up_seconds": "give_up_s"}
+    names = {"apply_give_up_seconds": "give_up_s", "apply_throttle_give_up_seconds": "throttle_give_up_s"}
     return {names.get(key, key.removeprefix("apply_")): value for key, value in found.items()} | changes
 
 

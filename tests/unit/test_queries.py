@@ -80,7 +80,7 @@ def test_short_ddl_and_data_go_through_the_ledgers_procedures(tmp_path: Path) ->
     }
     assert [query for query in sent if query.startswith("CALL")][1:] == [
         "CALL pgrollout.run_ddl(7, pgrollout.this_step('001_a/a.c'))",
-        "CALL pgrollout.backfill(7, pgrollout.this_step('001_a/fill'))",
+        "CALL pgrollout.backfill(7, pgrollout.this_step('001_a/fill'), 1)",
     ]
 
 

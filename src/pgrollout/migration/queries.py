@@ -66,9 +66,12 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
         queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
         this = f"pgrollout.this_step({literal(step_id)})"
-        procedure = {"ddl": "run_ddl", "data": "backfill", "restore": "restore"}.get(step["mode"])
+        procedure = {"ddl": "run_ddl", "restore": "restore"}.get(step["mode"])
         if procedure:
             queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
+            continue
+        if step["mode"] == "data":
+            queries += _backfill_queries(step, run, this)
             continue
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
         leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
@@ -82,6 +85,23 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         values = ", ".join(literal(record[key]) for key in ("name", "phase", "checksum"))
         queries.append(f"SELECT pgrollout.record_migration({run}, {values})")
     return queries
+
+
+# A backfill leaves a dead row for each that it changes. On a larger table they are vacuumed away each time this part of
+# the rows is visited, so that the table grows by that part and not to twice its size.
+VACUUM_PART = 0.2
+VACUUM_BYTES = 8 * 1024**2
+
+
+def _backfill_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
+    call = "CALL pgrollout.backfill({}, {}, {})"
+    if step["bytes"] <= VACUUM_BYTES:
+        return [call.format(run, this, 1)]
+    parts = round(1 / VACUUM_PART)
+    # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again.
+    vacuum = f"VACUUM (TRUNCATE false) {step['backfill']['table']}"
+    slices = [query for part in range(1, parts) for query in (call.format(run, this, part / parts), vacuum)]
+    return [*slices, call.format(run, this, 1)]
 
 
 def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:
