@@ -95,7 +95,14 @@ class Backups:
         connection = self.database.dsn()
         login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
         defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
-        rest = {"passfile": connection["passfile"], "ssl_mode": "prefer", "ca_cert": None, "login_password": None}
+        rest = {
+            "passfile": connection["passfile"],
+            "ssl_mode": "prefer",
+            "ca_cert": None,
+            "ssl_cert": None,
+            "ssl_key": None,
+            "login_password": None,
+        }
         return {**login, **defaults, **rest, "login_db": self.database.name, "bin_dir": str(self.bin_dir), **given}
 
     def dump(self, **given: Any) -> Path:

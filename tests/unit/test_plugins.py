@@ -35,7 +35,11 @@ def module(path: str) -> ModuleType:
     return found
 
 
-FILTERS = module("plugins/filter/migration.py").FilterModule().filters()
+FILTERS = {
+    name: function
+    for path in sorted((ROOT / "plugins" / "filter").glob("*.py"))
+    for name, function in module(str(path.relative_to(ROOT))).FilterModule().filters().items()
+}
 
 
 def ansible_doc(kind: str, *names: str) -> dict[str, Any]:
