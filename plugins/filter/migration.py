@@ -67,5 +67,6 @@ class FilterModule:
             "unknown_names": plan.unknown_names,
             "server_message": show.server_message,
             "step_failure": show.failure,
+            "stop_advice": show.stop_advice,
         }
         return {name: _sentence(function) for name, function in functions.items()}
