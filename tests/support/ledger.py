@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +23,12 @@ import yaml
 
 from pgrollout.migration.load import load_rollout
 from pgrollout.migration.queries import segment_queries, segments
+from tests.support.waiting import POLL_S
 
 if TYPE_CHECKING:
     from tests.conftest import Database
 
 ROOT = Path(__file__).resolve().parents[2]
-POLL_S = 0.02
 
 
 def install(database: Database) -> None:
@@ -65,6 +64,12 @@ def claim(database: Database, operator: str = "ann", replaces: int | None = None
 
 def finish(database: Database, run: int, status: str = "completed") -> None:
     database.execute("SELECT pgrollout.finish_run(%s, %s, '')", run, status)
+
+
+def ledger_rows(database: Database) -> tuple[int, ...]:
+    """Rows of the ledger that only work may add to."""
+    names = ("run", "phase_run", "backup", "snapshot", "event", "step", "row_change")
+    return tuple(database.value(f"SELECT count(*) FROM pgrollout.{name}") for name in names)
 
 
 def steps_of(folder: Path, sql: str) -> list[dict[str, Any]]:
@@ -116,15 +121,6 @@ class InBackground(threading.Thread):
         assert not self.is_alive(), f"still running after {timeout} s"
         if self._error:
             raise self._error
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
-    """The condition's first true value."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come true within {timeout} s"
-        time.sleep(POLL_S)
-    return found
 
 
 WORKERS = """
