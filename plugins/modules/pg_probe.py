@@ -343,7 +343,11 @@ class Prober(threading.Thread):
         self._settings, self._plan, self._interval = settings, plan, interval
         self._oldest = 0  # number of the first operation that is not answered
         self._operations: list[str] = []
-        self._session = connect(settings, SESSION)
+        self._connect()
+
+    def _connect(self) -> None:
+        self._session = connect(self._settings, SESSION)
+        self._cursor = self._session.cursor()
         self.pid = self._session.info.backend_pid
 
     def run(self) -> None:
@@ -365,11 +369,10 @@ class Prober(threading.Thread):
 
     def _operate(self, number: int) -> None:
         if self._session is None:
-            self._session = connect(self._settings, SESSION)
-            self.pid = self._session.info.backend_pid
+            self._connect()
         if not self._operations:
             self._operations = self._plan(self._session)
-        rows(self._session, self._operations[number % len(self._operations)])
+        self._cursor.execute(self._operations[number % len(self._operations)])
 
     def _answered(self, ended: float) -> None:
         waits, following = answered(self.begin, self._interval, self._oldest, ended)
@@ -454,6 +457,18 @@ class Probe:
         """Measure until there is a reason to end; returns when all is written, or cannot be."""
         for prober in self._probers:
             prober.start()
+        try:
+            reason = self._measure()
+        except Exception as error:  # nobody else would ever hear of it
+            reason = f"it failed: {error!r}"
+        for prober in self._probers:
+            prober.close()
+        self._collect(last=True)
+        if self._tell("SELECT pgrollout.probe_beat(%s, %s, false)", self._run, json.dumps(self._unsent)) is not None:
+            self._tell("SELECT pgrollout.probe_end(%s, %s)", self._run, reason)
+
+    def _measure(self) -> str:
+        """Why it ends, when it does."""
         next_beat, reason = self._begun + BEAT_S, ""
         while not reason:
             if self._stopped.wait(LOOK_S):
@@ -464,11 +479,7 @@ class Probe:
                 next_beat = time.monotonic() + BEAT_S
                 reason = self._beat()
             self._look()
-        for prober in self._probers:
-            prober.close()
-        self._collect(last=True)
-        if self._tell("SELECT pgrollout.probe_beat(%s, %s, false)", self._run, json.dumps(self._unsent)) is not None:
-            self._tell("SELECT pgrollout.probe_end(%s, %s)", self._run, reason)
+        return reason
 
     def _collect(self, last: bool = False) -> None:
         for prober in self._probers:
@@ -605,8 +616,10 @@ def become_probe(params: dict[str, Any], say: int) -> None:
         where = f"{params['login_host'] or 'local socket'}, port {params['login_port']}"
         answer = {
             "failed": f"The downtime probe cannot work at {where}, database {params['login_db']}: "
-            f"{str(error).strip()} It needs a connection a table and two more; probe_enabled=false goes without it."
+            f"{str(error).strip()} It needs a connection a table and two more; -e probe_enabled=false goes without it."
         }
+    except Exception as error:  # nobody else would ever hear of it
+        answer = {"failed": f"The downtime probe failed before it had begun: {error!r}"}
     with os.fdopen(say, "w") as out:
         json.dump(answer, out)
     if probe:

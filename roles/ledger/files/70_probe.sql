@@ -190,8 +190,8 @@ CREATE OR REPLACE FUNCTION pgrollout.probe_lines(p_run bigint) RETURNS TABLE (li
             WHEN p.started_at IS NULL AND p.instead IS NULL
                 THEN 'downtime: NOT measured (probe_enabled is false, and probe_instead names nothing)'
             WHEN p.started_at IS NULL THEN format('downtime: measured by %s, not by this run (probe_enabled is false)', p.instead)
-            ELSE format('downtime probe: %s tables and the commit, each %s times a second, %s to %s', cardinality(p.tables),
-                        round(1000.0 / p.interval_ms, 1), pgrollout.clock(p.started_at),
+            ELSE format('downtime probe: %s table%s and the commit, each %s times a second, %s to %s', cardinality(p.tables),
+                        CASE WHEN cardinality(p.tables) <> 1 THEN 's' END, round(1000.0 / p.interval_ms), pgrollout.clock(p.started_at),
                         pgrollout.clock(coalesce(p.ended_at, p.last_second, p.started_at))) END AS line
         FROM probe AS p
         UNION ALL
