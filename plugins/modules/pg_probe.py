@@ -29,7 +29,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 try:
     import psycopg2
-    from psycopg2 import errorcodes, sql
+    from psycopg2 import sql
     from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 except ImportError:
     psycopg2 = None
@@ -359,8 +359,8 @@ class Prober(threading.Thread):
             except Gone:
                 self.gone, self.waiting_since = True, None
                 break
-            except psycopg2.Error as error:
-                self._forgive(error)
+            except psycopg2.Error:
+                self._forgive()
                 next_try = time.monotonic() + self._interval
             else:
                 done += 1
@@ -372,7 +372,11 @@ class Prober(threading.Thread):
             self._connect()
         if not self._operations:
             self._operations = self._plan(self._session)
-        self._cursor.execute(self._operations[number % len(self._operations)])
+        try:
+            self._cursor.execute(self._operations[number % len(self._operations)])
+        except psycopg2.ProgrammingError:  # a column of it is gone, or all of it: then this was no error
+            self._operations = self._plan(self._session)
+            raise
 
     def _answered(self, ended: float) -> None:
         waits, following = answered(self.begin, self._interval, self._oldest, ended)
@@ -380,11 +384,9 @@ class Prober(threading.Thread):
         self.samples.add((due + self.to_wall, wait) for due, wait in waits)
         self._oldest, self.waiting_since = following, None
 
-    def _forgive(self, error: Any) -> None:
-        """Count the error; what was known of the table may be outdated, and the session may be of no use any more."""
+    def _forgive(self) -> None:
+        """Count the error; a session that is of no use any more is given up."""
         self.samples.failed(time.monotonic() + self.to_wall)
-        if error.pgcode in (errorcodes.UNDEFINED_TABLE, errorcodes.UNDEFINED_COLUMN, errorcodes.INVALID_SCHEMA_NAME):
-            self._operations = []
         if self._session and (self._session.closed or self._session.info.transaction_status != TRANSACTION_STATUS_IDLE):
             with contextlib.suppress(psycopg2.Error):
                 self._session.close()
