@@ -12,6 +12,8 @@ from pglast.enums.parsenodes import AlterTableType, ConstrType, DropBehavior, Ob
 from pglast.stream import RawStream
 from pglast.visitors import Visitor
 
+from pgrollout.migration.text import quoted
+
 ACCESS_SHARE = "ACCESS SHARE"
 ROW_EXCLUSIVE = "ROW EXCLUSIVE"
 SHARE_UPDATE_EXCLUSIVE = "SHARE UPDATE EXCLUSIVE"
@@ -426,11 +428,6 @@ def _refuse_cascade(behavior: DropBehavior) -> dict[str, Any]:
             "CASCADE drops what the migration does not name and this rollout may not have made; drop it by name"
         )
     return {}
-
-
-def quoted(name: str) -> str:
-    """An identifier in double quotes."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 # What a column's default may call so that old rows get it without a rewrite: constant within a statement.

@@ -95,6 +95,15 @@ def failure(results: list[dict[str, Any]], segments: list[dict[str, Any]]) -> st
     return ""
 
 
+def stop_advice(why: str) -> str:
+    """What to do after a run that failed: start it again, unless somebody else is at work."""
+    if "is over (taken over)" in why:
+        return "What is committed stays and is in the ledger; look at status.yml before you start anything."
+    if "another run holds this database" in why:
+        return "Nothing was changed; status.yml shows how far that run is."
+    return "What is committed stays and is in the ledger; the same command goes on from there."
+
+
 def violations(rows: Any) -> list[str]:
     """A sentence for each row that `check_queries` returned."""
     found = rows if isinstance(rows, list) else []
