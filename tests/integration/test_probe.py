@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from tests.support.ledger import InBackground, claim, finish, install, wait_until
+from tests.support.ledger import InBackground, claim, finish, install
 from tests.support.probe import call, lives, probing
 from tests.support.rollouts import write_rollout
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server
