@@ -37,7 +37,7 @@ def facts_queries(rollout: dict[str, Any], steps: list[dict[str, Any]]) -> list[
 def _twins(step: dict[str, Any]) -> list[str]:
     """The relations whose empty twins the probe needs: its own table first, then those that a foreign key points at."""
     target = step["object"]
-    if not step["probe"] or target["kind"] in ("view", "function"):
+    if not step["probe"] or target["kind"] in ("view", "function", "type", "sequence"):
         return []
     own = [] if target["kind"] == "table" else [target["table"]]
     return own + [lock["relation"] for lock in step["locks"] if lock["relation"] not in own]

@@ -12,8 +12,9 @@ import yaml
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
 from pgrollout.migration.read import SqlFile, Statement, read_sql
-from pgrollout.migration.twin import twin_statement
 
+# Objects whose name says enough without a table's.
+_NAMED_ALONE = ("index", "table", "view", "function", "schema", "extension", "type", "sequence", "statistics")
 PHASE_KEYS = {"title", "objective", "expected_duration_minutes", "needs"}
 
 
@@ -31,7 +32,8 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
     folders = sorted((p for p in root.glob("phase*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not folders:
         raise RolloutError(f"{directory}: no phase* folders found; expected at least phase1/<migration>/apply.sql.")
-    phases = [_phase(folder, schema) for folder in folders]
+    gates = _gates(root)
+    phases = [_phase(folder, schema, gates) for folder in folders]
     names = [phase["name"] for phase in phases]
     for phase in phases:
         for need in phase["needs"]:
@@ -50,7 +52,7 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
     """The emergency switch: a migration with `holds`, the steps that it takes away until told otherwise."""
     if not folder.is_dir():
         return None
-    found = _migration(folder, "immediate", schema, rollback=False)
+    found = _migration(folder, "immediate", schema, emergency=True)
     known = {step["id"]: step for phase in phases for migration in phase["migrations"] for step in migration["apply"]}
     names = [name.strip() for name in found["header"].get("Holds", "").split(",") if name.strip()]
     for name in names:
@@ -69,14 +71,14 @@ def _mark_overridden(steps: list[dict[str, Any]]) -> None:
         for later in steps[index + 1 :]:
             target = later["object"] or {"kind": "", "table": "", "name": ""}
             same = target["table"] == table and (kind == "table" or target["name"] == name)
-            if same and target["kind"] in ("not_null", "default"):
+            if same and target["kind"] in ("not_null", "default", "column_type"):
                 overridden.setdefault(target["name"], []).append(target["kind"])
         step["overridden"] = overridden
 
 
-def _phase(folder: Path, schema: str) -> dict[str, Any]:
+def _phase(folder: Path, schema: str, gates: frozenset[str]) -> dict[str, Any]:
     settings = _phase_settings(folder / "phase.yml")
-    migrations = [_migration(p, folder.name, schema) for p in sorted(folder.iterdir()) if p.is_dir()]
+    migrations = [_migration(p, folder.name, schema, gates) for p in sorted(folder.iterdir()) if p.is_dir()]
     if not migrations:
         raise RolloutError(f"{folder}: no migrations found; expected folders such as {folder}/001_name with apply.sql.")
     return {"name": folder.name, **settings, "migrations": migrations}
@@ -93,7 +95,19 @@ def _phase_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def _migration(folder: Path, phase: str, schema: str, rollback: bool = True) -> dict[str, Any]:
+def _gates(root: Path) -> frozenset[str]:
+    """Every name that a gate file mentions: an index among them is not dropped without a word."""
+    return frozenset(
+        name
+        for path in sorted(root.glob("phase*/*/gates/*"))
+        if path.is_file()
+        for name in re.findall(r"\w+", _text(path))
+    )
+
+
+def _migration(
+    folder: Path, phase: str, schema: str, gates: frozenset[str] = frozenset(), emergency: bool = False
+) -> dict[str, Any]:
     text = _text(folder / "apply.sql")
     apply = read_sql(text, str(folder / "apply.sql"))
     name = folder.name
@@ -103,8 +117,10 @@ def _migration(folder: Path, phase: str, schema: str, rollback: bool = True) -> 
         "path": str(folder),
         "checksum": hashlib.sha256(text.encode()).hexdigest(),
         "header": apply.header,
-        "apply": _steps(apply, name, phase, schema),
-        "rollback": _steps(_file(folder / "rollback.sql"), name, phase, schema) if rollback else [],
+        "apply": _steps(apply, name, phase, Classifier(schema, gates=gates, as_written=emergency)),
+        "rollback": []
+        if emergency
+        else _steps(_file(folder / "rollback.sql"), name, phase, Classifier(schema, rollback=True, gates=gates)),
         "validate": _checks(_file(folder / "validate.sql")) if (folder / "validate.sql").exists() else [],
         "require": _checks(_file(folder / "require.sql")) if (folder / "require.sql").exists() else [],
     }
@@ -125,35 +141,34 @@ def _text(path: Path) -> str:
         raise RolloutError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
-def _steps(file: SqlFile, migration: str, phase: str, schema: str) -> list[dict[str, Any]]:
-    classifier = Classifier(schema)
+def _steps(file: SqlFile, migration: str, phase: str, classifier: Classifier) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     taken: set[str] = set()
     for statement in file.statements:
-        step = classifier.classify(statement.node, statement.notes)
-        name = _step_name(statement, step, taken, file.path)
-        taken.add(name)
-        steps.append(
-            step
-            | {
-                "id": f"{migration}/{name}",
-                "name": name,
-                "migration": migration,
-                "phase": phase,
-                "sql": statement.sql,
-                "probe": twin_statement(statement.sql) if step["probe"] else "",
-                "where": f"{file.path}:{statement.line}",
-                "only_when": file.header.get("Only when", ""),
-                "done_when": statement.notes.get("Done when", "").rstrip(";"),
-                "restores": f"{migration}/{statement.notes['Restore']}" if "Restore" in statement.notes else "",
-            }
-        )
+        for number, step in enumerate(classifier.steps(statement)):
+            name = _step_name(statement, number, step, taken, file.path)
+            taken.add(name)
+            steps.append(
+                step
+                | {
+                    "id": f"{migration}/{name}",
+                    "name": name,
+                    "migration": migration,
+                    "phase": phase,
+                    "where": f"{file.path}:{statement.line}",
+                    "only_when": file.header.get("Only when", ""),
+                    "restores": f"{migration}/{statement.notes['Restore']}" if "Restore" in statement.notes else "",
+                }
+            )
     return steps
 
 
-def _step_name(statement: Statement, step: dict[str, Any], taken: set[str], path: str) -> str:
-    """The author's `-- Step:`, or a name made of the object and, where two steps share it, of the verb or a number."""
-    if "Step" in statement.notes:
+def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: set[str], path: str) -> str:
+    """The author's `-- Step:`, or a name made of the object and, where two steps share it, of the verb or a number.
+
+    number: which of the safe forms of the statement it is; the author's name is the first's.
+    """
+    if "Step" in statement.notes and number == 0:
         name = statement.notes["Step"]
         if not re.fullmatch(r"[a-z0-9_.-]+", name):
             raise RolloutError(
@@ -171,7 +186,7 @@ def _step_name(statement: Statement, step: dict[str, Any], taken: set[str], path
             stem += "_" + step["locks"][0]["relation"].split(".")[-1]
     else:
         table, name = target["table"].split(".")[-1], target["name"].split(".")[-1]
-        stem = name if target["kind"] in ("index", "table", "view", "function", "schema") else f"{table}.{name}"
+        stem = name if target["kind"] in _NAMED_ALONE else f"{table}.{name}"
     verb = step["kind"].lower().split()[0]
     candidates = [stem, f"{stem}.{verb}"] + [f"{stem}.{verb}{number}" for number in range(2, 100)]
     return next(candidate for candidate in candidates if candidate not in taken)

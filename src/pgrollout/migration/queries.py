@@ -6,7 +6,7 @@ import json
 import re
 from typing import Any
 
-from pgrollout.migration.classify import quoted
+from pgrollout.migration.names import quoted
 
 _CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
 
