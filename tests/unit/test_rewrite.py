@@ -145,7 +145,7 @@ def test_what_needs_no_other_form_stays(sql: str) -> None:
     [
         "CREATE INDEX i ON a (b)",
         "ALTER TABLE a ADD b int CHECK (b > 0)",
-        "ALTER TABLE a ADD UNIQUE (b)",
+        "ALTER TABLE a ADD CONSTRAINT u UNIQUE (b)",
         "ALTER TABLE a ALTER b SET NOT NULL",
         "ALTER TABLE a DETACH PARTITION c",
         "REFRESH MATERIALIZED VIEW a",
@@ -153,6 +153,12 @@ def test_what_needs_no_other_form_stays(sql: str) -> None:
 )
 def test_on_a_table_of_its_own_file_nothing_needs_another_form(sql: str) -> None:
     assert forms(sql, Scope("public", made={"public.a"})) is None
+
+
+def test_on_such_a_table_a_constraint_gets_the_name_by_which_it_is_found_again() -> None:
+    made = Scope("public", made={"public.a"})
+    assert forms("ALTER TABLE a ADD UNIQUE (b, c)", made) == ["ALTER TABLE a ADD CONSTRAINT a_b_c_key UNIQUE (b, c)"]
+    assert forms("ALTER TABLE a ADD PRIMARY KEY (b)", made) == ["ALTER TABLE a ADD CONSTRAINT a_pkey PRIMARY KEY (b)"]
 
 
 def test_the_authors_layout_stays_where_words_are_cut_or_put_in() -> None:

@@ -154,11 +154,14 @@ BEGIN
                         END LOOP;
                     END LOOP;
                     EXECUTE CASE kind
-                        WHEN 'index' THEN format('DROP INDEX IF EXISTS pg_temp.%I', name)
+                        -- The twin of a constraint holds the twin of its index.
+                        WHEN 'index' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I; DROP INDEX IF EXISTS pg_temp.%I',
+                                                 split_part(target ->> 'table', '.', 2), name, name)
                         WHEN 'column' THEN format('ALTER TABLE pg_temp.%I DROP COLUMN IF EXISTS %I CASCADE',
                                                   split_part(target ->> 'table', '.', 2), name)
-                        WHEN 'constraint' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I CASCADE',
-                                                      split_part(target ->> 'table', '.', 2), name)
+                        WHEN 'constraint' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I CASCADE; '
+                                                      'DROP INDEX IF EXISTS pg_temp.%I',
+                                                      split_part(target ->> 'table', '.', 2), name, name)
                         WHEN 'trigger' THEN format('DROP TRIGGER IF EXISTS %I ON pg_temp.%I', name,
                                                    split_part(target ->> 'table', '.', 2))
                         WHEN 'policy' THEN format('DROP POLICY IF EXISTS %I ON pg_temp.%I', name,
@@ -262,8 +265,6 @@ BEGIN
                     SELECT jsonb_build_object('definition', regexp_replace(
                                concat_ws(' ', CASE t.typtype WHEN 'e' THEN 'ENUM' WHEN 'd' THEN 'DOMAIN' WHEN 'c' THEN 'COMPOSITE'
                                               WHEN 'r' THEN 'RANGE' ELSE t.typtype::text END,
-                                   (SELECT string_agg(quote_literal(e.enumlabel), ', ' ORDER BY e.enumsortorder)
-                                    FROM pg_enum AS e WHERE e.enumtypid = t.oid),
                                    (SELECT string_agg(a.attname || ' ' || format_type(a.atttypid, a.atttypmod), ', ' ORDER BY a.attnum)
                                     FROM pg_attribute AS a
                                     WHERE a.attrelid = t.typrelid AND a.attnum > 0 AND NOT a.attisdropped AND t.typtype = 'c'),
@@ -271,7 +272,9 @@ BEGIN
                                    CASE WHEN t.typtype = 'd' THEN format_type(t.typbasetype, t.typtypmod) END,
                                    CASE WHEN t.typnotnull THEN 'NOT NULL' END, 'DEFAULT ' || t.typdefault,
                                    (SELECT string_agg(pg_get_constraintdef(k.oid), ' ' ORDER BY k.conname)
-                                    FROM pg_constraint AS k WHERE k.contypid = t.oid AND k.contype = 'c')), qualifier, '', 'g'))
+                                    FROM pg_constraint AS k WHERE k.contypid = t.oid AND k.contype = 'c')), qualifier, '', 'g'),
+                               'labels', coalesce((SELECT jsonb_agg(e.enumlabel ORDER BY e.enumsortorder)
+                                                   FROM pg_enum AS e WHERE e.enumtypid = t.oid), '[]'))
                       INTO answer
                     FROM pg_type AS t WHERE t.typnamespace = namespace AND t.typname = plain_name;
                 ELSIF kind = 'sequence' THEN

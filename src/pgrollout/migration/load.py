@@ -62,8 +62,11 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
 
 
 def _mark_overridden(steps: list[dict[str, Any]]) -> None:
-    """Notes on each step that makes columns which later steps change their nullability or default."""
+    """Notes on each step that makes columns or an enum what later steps change of them or add to it."""
     for index, step in enumerate(steps):
+        if step["object"] and step["object"]["kind"] == "type":
+            added = [later["adds_label"] for later in steps[index + 1 :] if "adds_label" in later]
+            step["later_labels"] = [label for name, label in added if name == step["object"]["name"]]
         if not step["object"] or step["object"]["kind"] not in ("column", "table"):
             continue
         table, kind, name = step["object"]["table"], step["object"]["kind"], step["object"]["name"]
@@ -185,7 +188,7 @@ def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: s
         if step["locks"]:
             stem += "_" + step["locks"][0]["relation"].split(".")[-1]
     else:
-        table, name = target["table"].split(".")[-1], target["name"].split(".")[-1]
+        table, name = target["table"].split(".")[-1], (target["name"] or "unnamed").split(".")[-1]
         stem = name if target["kind"] in _NAMED_ALONE else f"{table}.{name}"
     verb = step["kind"].lower().split()[0]
     candidates = [stem, f"{stem}.{verb}"] + [f"{stem}.{verb}{number}" for number in range(2, 100)]

@@ -62,7 +62,7 @@ def alter_enum(node: ast.AlterEnumStmt, scope: Scope, _: dict[str, str]) -> dict
     done = f"SELECT EXISTS ({labels} AND e.enumlabel = {literal(node.newVal)})"
     step = {"kind": "ALTER TYPE ADD VALUE", "truth": "query", "done_when": done}
     if node.oldVal is None:
-        return step
+        return step | {"adds_label": [name, node.newVal]}
     recipe = "add the new value, let the application move over, then leave the old one unused"
     what = f"the application may still send the value {node.oldVal!r}"
     return step | {"kind": "ALTER TYPE RENAME VALUE", "risks": [risk("rename", what, recipe)]}

@@ -204,6 +204,9 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
         return {"state": "satisfied" if actual["type"] == (wanted or {}).get("type") else "pending"}
     if not step["probe"] and kind != "table":  # its name is all that can be compared
         return {"state": "satisfied"}
+    if kind == "type":
+        later = step.get("later_labels", [])
+        actual = actual | {"labels": [label for label in actual["labels"] if label not in later]}
     differences = _differences(kind, actual, wanted or {}, step.get("overridden", {}))
     if differences:
         return {
@@ -247,7 +250,7 @@ def _differences(
             (f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()
         ]
     else:
-        pairs = [("definition", actual["definition"], wanted.get("definition"))]
+        pairs = [(name, actual.get(name), wanted.get(name)) for name in ("definition", "labels")]
     return [f"{name}: found [{found}], expected [{expected}]" for name, found, expected in pairs if found != expected]
 
 

@@ -167,12 +167,19 @@ def _alter_table(sql: str, node: ast.AlterTableStmt, scope: Scope) -> list[str]:
 
 
 def _command(statement: ast.AlterTableStmt, command: Any, scope: Scope) -> list[str] | None:
-    """The forms of one change; None where it stays. Tables that this file made are nobody's yet: all stays."""
+    """The forms of one change; None where it stays."""
     command.missing_ok = False
+    if scope.relation(statement.relation) in scope.made:  # nobody's yet: all it needs is a name to be found again by
+        return _named(statement, command) if command.subtype == AlterTableType.AT_AddConstraint else None
     handler = _COMMANDS.get(command.subtype)
-    if handler is None or scope.relation(statement.relation) in scope.made:
+    return handler(statement, command, scope) if handler else None
+
+
+def _named(statement: ast.AlterTableStmt, command: Any) -> list[str] | None:
+    name = command.def_.conname or _default_name(command.def_, statement.relation)
+    if command.def_.conname or not name:
         return None
-    return handler(statement, command, scope)
+    return [printed(_changed(statement, cmds=(_changed(command, def_=_changed(command.def_, conname=name)),)))]
 
 
 def _add_column(statement: ast.AlterTableStmt, command: Any, _: Scope) -> list[str] | None:
@@ -221,37 +228,38 @@ def _moves(constraint: Any, has_default: bool) -> bool:
 
 def _add_constraint(statement: ast.AlterTableStmt, command: Any, scope: Scope) -> list[str] | None:
     constraint, table = command.def_, statement.relation
-    if constraint.contype == ConstrType.CONSTR_PRIMARY and constraint.keys:
-        first = [
-            form
-            for key in constraint.keys
-            if (scope.relation(table), key.sval) not in scope.not_null
-            for form in _not_null_forms(table, key.sval)
-        ]
-        name = constraint.conname or object_name(table.relname, [], "pkey")
-        return first + _constraint_forms(statement.relation, _changed(constraint, conname=name))
-    if constraint.contype == ConstrType.CONSTR_UNIQUE and constraint.keys:
-        columns = [key.sval for key in constraint.keys]
-        name = constraint.conname or object_name(table.relname, columns, "key")
-        return _constraint_forms(statement.relation, _changed(constraint, conname=name))
+    named = _changed(constraint, conname=constraint.conname or _default_name(constraint, table))
+    if constraint.contype in (ConstrType.CONSTR_PRIMARY, ConstrType.CONSTR_UNIQUE):
+        if not constraint.keys or constraint.without_overlaps:
+            return None
+        primary = constraint.contype == ConstrType.CONSTR_PRIMARY
+        keys = [key.sval for key in constraint.keys if primary]
+        unknown = [key for key in keys if (scope.relation(table), key) not in scope.not_null]
+        return [form for key in unknown for form in _not_null_forms(table, key)] + _constraint_forms(table, named)
     verified = constraint.contype in (ConstrType.CONSTR_CHECK, ConstrType.CONSTR_FOREIGN, ConstrType.CONSTR_NOTNULL)
     unenforced = constraint.contype != ConstrType.CONSTR_NOTNULL and constraint.is_enforced is False
     if not verified or constraint.skip_validation or unenforced:
         return None
-    return _constraint_forms(
-        statement.relation, _changed(constraint, conname=constraint.conname or _default_name(command, table))
-    )
+    return _constraint_forms(table, named)
 
 
-def _default_name(command: Any, table: ast.RangeVar) -> str:
-    """The name that PostgreSQL would give to a constraint without one."""
-    constraint = command.def_
-    if constraint.contype == ConstrType.CONSTR_FOREIGN:
-        return object_name(table.relname, [key.sval for key in constraint.fk_attrs], "fkey")
-    if constraint.contype == ConstrType.CONSTR_NOTNULL:
-        return object_name(table.relname, [key.sval for key in constraint.keys], "not_null")
-    columns = sorted(set(_columns(constraint.raw_expr)))
-    return object_name(table.relname, columns if len(columns) == 1 else [], "check")
+def _default_name(constraint: Any, table: ast.RangeVar) -> str:
+    """The name that PostgreSQL would give to a constraint without one; '' for one that it builds of expressions."""
+    label = {
+        ConstrType.CONSTR_PRIMARY: "pkey",
+        ConstrType.CONSTR_UNIQUE: "key",
+        ConstrType.CONSTR_FOREIGN: "fkey",
+        ConstrType.CONSTR_NOTNULL: "not_null",
+        ConstrType.CONSTR_CHECK: "check",
+    }.get(constraint.contype)
+    if label is None:
+        return ""
+    if constraint.contype == ConstrType.CONSTR_CHECK:
+        columns = sorted(set(_columns(constraint.raw_expr)))
+        return object_name(table.relname, columns if len(columns) == 1 else [], label)
+    keys = constraint.fk_attrs if constraint.contype == ConstrType.CONSTR_FOREIGN else constraint.keys
+    keys = () if constraint.contype == ConstrType.CONSTR_PRIMARY else keys
+    return object_name(table.relname, [key.sval for key in keys or ()], label)
 
 
 def _columns(expression: Any) -> list[str]:
