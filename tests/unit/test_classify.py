@@ -103,7 +103,7 @@ ACCEPTED: dict[str, tuple[str, str, str, tuple[str, str, str] | None, list[tuple
     "ALTER TABLE a OWNER TO b": ("OWNER TO", "ddl", "query", None, [("public.a", AE)]),
     "ALTER TABLE a DISABLE TRIGGER t": ("DISABLE TRIGGER", "ddl", "query", None, [("public.a", SRE)]),
     "ALTER TABLE a DETACH PARTITION b CONCURRENTLY": (
-        "DETACH PARTITION CONCURRENTLY", "concurrent", "query", None, [("public.a", SUE), ("public.b", SUE)],
+        "DETACH PARTITION CONCURRENTLY", "concurrent", "query", None, [("public.a", SUE), ("public.b", AE)],
     ),
     "CREATE TABLE b (c int); ALTER TABLE a ATTACH PARTITION b FOR VALUES IN (1)": (
         "ATTACH PARTITION", "ddl", "query", None, [("public.a", SUE), ("public.b", AE)],

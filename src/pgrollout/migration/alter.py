@@ -409,11 +409,12 @@ def _attach_partition(table: str, command: Any, scope: Scope) -> dict[str, Any]:
 def _detach_partition(table: str, command: Any, scope: Scope) -> dict[str, Any]:
     child = scope.relation(command.def_.name)
     concurrent = bool(command.def_.concurrent)
-    first, second = (SHARE_UPDATE_EXCLUSIVE,) * 2 if concurrent else (ACCESS_EXCLUSIVE,) * 2
+    # Concurrently the partition is locked at the end alone, when nobody uses it through its parent any more.
+    first = SHARE_UPDATE_EXCLUSIVE if concurrent else ACCESS_EXCLUSIVE
     return {
         "kind": "DETACH PARTITION" + (" CONCURRENTLY" if concurrent else ""),
         "mode": "concurrent" if concurrent else "ddl",
-        "locks": [lock(table, first), lock(child, second)],
+        "locks": [lock(table, first), lock(child, ACCESS_EXCLUSIVE)],
         "hazards": [f"queries of {table.split('.')[-1]} no longer see the rows of {child.split('.')[-1]}"],
         **_done(f"SELECT NOT ({_inherits(child, table).removeprefix('SELECT ')})"),
     }

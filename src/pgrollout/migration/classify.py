@@ -266,11 +266,10 @@ def _function(node: ast.CreateFunctionStmt, scope: Scope, _: dict[str, str]) -> 
 
 def _trigger(node: ast.CreateTrigStmt, scope: Scope, _: dict[str, str]) -> dict[str, Any]:
     table = scope.relation(node.relation)
-    referenced = [scope.relation(node.constrrel)] if node.constrrel else []
     return {
         "kind": "CREATE TRIGGER",
         "object": target("trigger", table, node.trigname),
-        "locks": [lock(table, SHARE_ROW_EXCLUSIVE)] + [lock(name, SHARE_ROW_EXCLUSIVE) for name in referenced],
+        "locks": [lock(table, SHARE_ROW_EXCLUSIVE)],
         "probe": True,
         **_replaces(node),
     }

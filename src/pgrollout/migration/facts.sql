@@ -258,7 +258,9 @@ BEGIN
                       INTO answer
                     FROM pg_policy AS p WHERE p.polrelid = relation AND p.polname = name;
                 ELSIF kind = 'statistics' THEN
-                    SELECT jsonb_build_object('definition', regexp_replace(pg_get_statisticsobjdef(s.oid), qualifier, '', 'g'))
+                    SELECT jsonb_build_object('definition', regexp_replace(pg_get_statisticsobjdef(s.oid), qualifier, '', 'g'),
+                                              'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
+                                                        JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = s.stxrelid))
                       INTO answer
                     FROM pg_statistic_ext AS s WHERE s.stxnamespace = namespace AND s.stxname = name;
                 ELSIF kind = 'type' THEN

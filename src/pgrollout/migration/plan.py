@@ -362,7 +362,7 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
     relations = facts.get("relation", {})
     locks = list(step["locks"])
     actual = fact.get("actual")
-    if step["kind"].startswith("DROP INDEX") and actual:
+    if step["kind"].startswith(("DROP INDEX", "DROP STATISTICS")) and actual:
         locks = [{"relation": actual["table"], "mode": "SHARE UPDATE EXCLUSIVE"}]
     if step["kind"] == "DROP TABLE" and locks:
         others = relations.get(locks[0]["relation"], {}).get("references", [])
