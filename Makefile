@@ -15,7 +15,7 @@ LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: FORCE help setup demo demo-circle demo-down test lint unit ci full requirements clean
+.PHONY: FORCE help setup demo demo-circle demo-down test lint lint-sql unit ci full requirements clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -56,6 +56,10 @@ lint: setup ## formats, types, YAML and Ansible rules
 	mypy
 	yamllint --strict .
 	ansible-lint
+	$(BIN)/python -m pgrollout.migration.lint sql > /dev/null
+
+lint-sql: setup ## what the planner says of the SQL in DIR, without a database (DIR=sql FORMAT=json)
+	@$(BIN)/python -m pgrollout.migration.lint $(or $(DIR),sql) --format $(or $(FORMAT),text)
 
 unit: setup ## the unit tests alone
 	pytest $(PARALLEL) tests/unit

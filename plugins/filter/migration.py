@@ -11,7 +11,7 @@ from ansible.errors import AnsibleFilterError
 
 try:
     from pgrollout.errors import RolloutError
-    from pgrollout.migration import facts, plan, queries, show, validation
+    from pgrollout.migration import facts, lint, plan, queries, show, validation
 except ImportError as error:
     raise AnsibleFilterError(
         "The Python package 'pgrollout' of this project is not installed; run 'make setup' first."
@@ -52,6 +52,7 @@ class FilterModule:
             "plan_apply": plan.plan_apply,
             "plan_rollback": plan.plan_rollback,
             "plan_lines": show.plan_lines,
+            "lint_lines": lint.lint_lines,
             "segments": queries.segments,
             "segment_queries": queries.segment_queries,
             "check_queries": queries.check_queries,

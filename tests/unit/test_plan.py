@@ -171,6 +171,26 @@ def test_scaffold_of_not_null_resumes_wherever_it_was_cut_off(
     assert states(forward(rollout_of(tmp_path, {"001_a": NOT_NULL}), {"step": facts})) == expected
 
 
+HELPER = "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'; ANALYZE a; DROP FUNCTION f();"
+
+
+@pytest.mark.parametrize(
+    ("present", "ledger", "expected"),
+    [
+        (False, (), ["pending", "pending", "pending"]),
+        (True, ("001_a/f",), ["satisfied", "pending", "pending"]),
+        (False, ("001_a/f", "001_a/analyze_a", "001_a/f.drop"), ["satisfied"] * 3),
+    ],
+    ids=["nothing", "made", "dropped"],
+)
+def test_a_helper_is_made_and_dropped_once(
+    tmp_path: Path, present: bool, ledger: tuple[str, ...], expected: list[str]
+) -> None:
+    there = {"actual": {"definition": "f"}, "wanted": {"definition": "f"}} if present else {}
+    facts = {"step": {"001_a/f": there, "001_a/f.drop": there}, "ledger": made(*ledger)}
+    assert states(forward(rollout_of(tmp_path, {"001_a": HELPER}), facts)) == expected
+
+
 TWO = {
     "phase1/001_a/apply.sql": INDEX,
     "phase1/001_a/rollback.sql": "DROP INDEX CONCURRENTLY i;",

@@ -17,6 +17,7 @@ from pglast.stream import RawStream
 from pgrollout.errors import RolloutError
 from pgrollout.migration import objects
 from pgrollout.migration.alter import alter_table, checked_not_null, refuse_cascade
+from pgrollout.migration.functions import extension_functions, unknown_encoding
 from pgrollout.migration.hazards import risk, settle
 from pgrollout.migration.locks import (
     ACCESS_EXCLUSIVE,
@@ -31,7 +32,7 @@ from pgrollout.migration.names import quoted
 from pgrollout.migration.objects import target
 from pgrollout.migration.read import Statement
 from pgrollout.migration.refusals import refusal
-from pgrollout.migration.rewrite import safe_forms
+from pgrollout.migration.rewrite import columns_of, safe_forms
 from pgrollout.migration.scope import Scope
 from pgrollout.migration.twin import twin_statement
 from pgrollout.migration.versions import needs
@@ -78,7 +79,8 @@ class Classifier:
         truth: catalog, ledger, cursor or query (done_when): what says that the step is done.
         object: {kind, table, name} or None.  locks: [{relation, mode}].  refused: a reason, or ''.
         accepted: [{hazard, reason}] that the author took upon himself; accepts: the same for hazards that only the plan
-        can tell (plan_risks).  needs: [{version, what}].  written: what the author wrote, '' where sql is just that.
+        can tell (plan_risks).  needs: [{version, what}].  functions: {name: the extension that it comes with}.
+        written: what the author wrote, '' where sql is just that.
         probe: our statement for the twin (see twin.py), '' where the catalog's definition cannot be compared.
         """
         stays = self.as_written or "Restore" in statement.notes
@@ -125,10 +127,11 @@ class Classifier:
         open_risks, accepted = settle(risks, statement.accepts)
         probe = twin_statement(sql) if step["probe"] and not step["refused"] else ""
         return step | {
-            "refused": step["refused"] or open_risks,
+            "refused": step["refused"] or open_risks or unknown_encoding(sql, node),
             "accepted": accepted,
             "accepts": statement.accepts,
             "needs": needs(node),
+            "functions": extension_functions(sql, node),
             "probe": f"{twin_statement(after)}; {probe}" if probe and after else probe,
         }
 
@@ -363,6 +366,7 @@ def _update(node: ast.UpdateStmt, scope: Scope, notes: dict[str, str]) -> dict[s
         return step | {"refused": "a backfill sets whole columns one by one; write SET a = …, b = …"}
     return step | {
         "kind": "BACKFILL",
+        "hazards": _old_values(values),
         "mode": "data",
         "truth": "cursor",
         "backfill": {
@@ -378,6 +382,16 @@ def _update(node: ast.UpdateStmt, scope: Scope, notes: dict[str, str]) -> dict[s
         if "Backfill" in notes and not keys
         else "",
     }
+
+
+def _old_values(assignments: Any) -> list[str]:
+    """SET reads the row as it was: a column that the same UPDATE sets still has its former value there."""
+    names = {entry.name for entry in assignments}
+    found = []
+    for entry in assignments:
+        read = sorted((set(columns_of(entry.val)) & names) - {entry.name})
+        found += [f"{entry.name} is computed from the old {column}, not from what this UPDATE sets" for column in read]
+    return found
 
 
 def _small_dml(node: Any, scope: Scope, notes: dict[str, str]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ def facts_queries(rollout: dict[str, Any], steps: list[dict[str, Any]]) -> list[
     request = {
         "schema": rollout["schema"],
         "relations": relations,
+        "functions": sorted({name for step in steps for name in step["functions"]}),
         "steps": [
             {
                 "id": step["id"] + (" (rollback)" if step.get("rollback") else ""),

@@ -44,7 +44,8 @@ DECLARE
 BEGIN
     facts := jsonb_build_object('server', jsonb_build_object(
         'version', current_setting('server_version_num')::integer / 10000,
-        'extensions', (SELECT jsonb_agg(e.extname) FROM pg_extension AS e)));
+        'functions', (SELECT coalesce(jsonb_agg(DISTINCT p.proname), '[]') FROM pg_proc AS p
+                      WHERE p.proname IN (SELECT jsonb_array_elements_text(request -> 'functions')))));
 
     -- Sizes, what a drop of the relation locks besides (dropping a foreign key takes its other side), and what a safe
     -- form depends on: the primary key, a unique index without a condition, partitions.

@@ -19,6 +19,13 @@ def hindrance(step: dict[str, Any], facts: dict[str, Any]) -> str:
     """A sentence with the remedy, '' if nothing stands in the way. Gives a backfill without a key the primary key."""
     if lacking := missing(step["needs"], facts.get("server", {}).get("version", 99)):
         return f"{lacking}; write it otherwise, or upgrade the server first"
+    known = facts.get("server", {}).get("functions", [])
+    for name, extension in step["functions"].items():
+        if name not in known:
+            return (
+                f"{name}() comes with the extension {extension}, which this database does not have; write CREATE "
+                f"EXTENSION {extension} in a migration before it, or do without"
+            )
     reason, accepted = settle(_risks(step, facts), step["accepts"])
     step["accepted"] = step["accepted"] + accepted
     return reason or _of_its_table(step, facts) or _key(step, facts)

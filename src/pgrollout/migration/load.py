@@ -11,6 +11,7 @@ import yaml
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
+from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import SqlFile, Statement, read_sql
 
 # Objects whose name says enough without a table's.
@@ -32,14 +33,17 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
     folders = sorted((p for p in root.glob("phase*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not folders:
         raise RolloutError(f"{directory}: no phase* folders found; expected at least phase1/<migration>/apply.sql.")
-    gates = _gates(root)
+    gates = gate_names(root)
     phases = [_phase(folder, schema, gates) for folder in folders]
     names = [phase["name"] for phase in phases]
     for phase in phases:
         for need in phase["needs"]:
             if need not in names[: names.index(phase["name"])]:
                 raise RolloutError(f"{directory}/{phase['name']}/phase.yml: needs '{need}', which is no earlier phase.")
-    _mark_overridden([step for phase in phases for migration in phase["migrations"] for step in migration["apply"]])
+    steps = [step for phase in phases for migration in phase["migrations"] for step in migration["apply"]]
+    _mark_overridden(steps)
+    refuse_namesakes(steps)
+    _settle_extensions(steps)
     immediate = _immediate(root / "immediate", phases, schema)
     return {
         "schema": schema,
@@ -59,6 +63,17 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
         if name not in known:
             raise RolloutError(f"{folder}/apply.sql: '-- Holds:' names '{name}', which is no step of any phase.")
     return found | {"holds": [known[name] for name in names]}
+
+
+def _settle_extensions(steps: list[dict[str, Any]]) -> None:
+    """Leaves of the functions that steps call those that the rollout itself brings by no extension and no function."""
+    made = {step["object"]["name"] for step in steps if step["kind"] in ("CREATE EXTENSION", "CREATE FUNCTION")}
+    for step in steps:
+        step["functions"] = {
+            name: extension
+            for name, extension in step["functions"].items()
+            if extension not in made and name not in {found.split(".")[-1] for found in made}
+        }
 
 
 def _mark_overridden(steps: list[dict[str, Any]]) -> None:
@@ -98,7 +113,7 @@ def _phase_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def _gates(root: Path) -> frozenset[str]:
+def gate_names(root: Path) -> frozenset[str]:
     """Every name that a gate file mentions: an index among them is not dropped without a word."""
     return frozenset(
         name
@@ -120,10 +135,10 @@ def _migration(
         "path": str(folder),
         "checksum": hashlib.sha256(text.encode()).hexdigest(),
         "header": apply.header,
-        "apply": _steps(apply, name, phase, Classifier(schema, gates=gates, as_written=emergency)),
+        "apply": steps_of_file(apply, name, phase, Classifier(schema, gates=gates, as_written=emergency)),
         "rollback": []
         if emergency
-        else _steps(_file(folder / "rollback.sql"), name, phase, Classifier(schema, rollback=True, gates=gates)),
+        else steps_of_file(_file(folder / "rollback.sql"), name, phase, Classifier(schema, rollback=True, gates=gates)),
         "validate": _checks(_file(folder / "validate.sql")) if (folder / "validate.sql").exists() else [],
         "require": _checks(_file(folder / "require.sql")) if (folder / "require.sql").exists() else [],
     }
@@ -144,7 +159,7 @@ def _text(path: Path) -> str:
         raise RolloutError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
-def _steps(file: SqlFile, migration: str, phase: str, classifier: Classifier) -> list[dict[str, Any]]:
+def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classifier) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     taken: set[str] = set()
     for statement in file.statements:

@@ -296,6 +296,8 @@ def _successions(decided: list[dict[str, Any]], facts: dict[str, Any]) -> None:
             if (drops and made_anew) or (step["state"] == "conflict" and made_anew) or (not drops and dropped):
                 if step["state"] in ("pending", "conflict"):
                     step |= {"state": "satisfied", "reason": ""}
+            elif drops and any(s["state"] == "pending" and not s["kind"].startswith("DROP") for s in earlier):
+                step |= {"state": "pending"}  # not there to be dropped because it is not yet made
             elif step["state"] == "conflict" and _gives_way(step, earlier):
                 step |= {"state": "pending", "reason": "takes the place of another definition"}
 

@@ -255,20 +255,21 @@ def _default_name(constraint: Any, table: ast.RangeVar) -> str:
     if label is None:
         return ""
     if constraint.contype == ConstrType.CONSTR_CHECK:
-        columns = sorted(set(_columns(constraint.raw_expr)))
+        columns = sorted(set(columns_of(constraint.raw_expr)))
         return object_name(table.relname, columns if len(columns) == 1 else [], label)
     keys = constraint.fk_attrs if constraint.contype == ConstrType.CONSTR_FOREIGN else constraint.keys
     keys = () if constraint.contype == ConstrType.CONSTR_PRIMARY else keys
     return object_name(table.relname, [key.sval for key in keys or ()], label)
 
 
-def _columns(expression: Any) -> list[str]:
+def columns_of(expression: Any) -> list[str]:
+    """Names of the columns that an expression reads."""
     if isinstance(expression, ast.ColumnRef):
         return [expression.fields[-1].sval] if isinstance(expression.fields[-1], ast.String) else []
     if isinstance(expression, tuple):
-        return [name for part in expression for name in _columns(part)]
+        return [name for part in expression for name in columns_of(part)]
     if isinstance(expression, ast.Node):
-        return [name for attribute in expression for name in _columns(getattr(expression, attribute))]
+        return [name for attribute in expression for name in columns_of(getattr(expression, attribute))]
     return []
 
 
