@@ -1,41 +1,63 @@
-"""Filters over rollouts and plans. The functions live in the package pgrollout, where they are tested."""
+"""The filters of this project. The functions live in the package pgrollout, where they are tested."""
 
 from __future__ import annotations
 
-import functools
-import json
+import importlib
 from collections.abc import Callable
 from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-try:
-    from pgrollout.errors import RolloutError
-    from pgrollout.migration import facts, lint, plan, queries, show, validation
-except ImportError as error:
-    raise AnsibleFilterError(
-        "The Python package 'pgrollout' of this project is not installed; run 'make setup' first."
-    ) from error
+# Each filter's function, as module and name in the package pgrollout. Ansible forks a process for every task, so what
+# is imported here is imported a hundred times a run: each function's module waits for its first call.
+FUNCTIONS = {
+    "facts_queries": "migration.facts.rollout_queries",
+    "facts_read": "migration.facts.read",
+    "plan_apply": "migration.plan.plan_apply",
+    "plan_rollback": "migration.plan.plan_rollback",
+    "plan_lines": "migration.show.plan_lines",
+    "lint_lines": "migration.show.lint_lines",
+    "segments": "migration.queries.segments",
+    "segment_queries": "migration.queries.segment_queries",
+    "check_queries": "migration.queries.check_queries",
+    "check_violations": "migration.show.violations",
+    "immediate_queries": "migration.queries.immediate_queries",
+    "hold_queries": "migration.queries.hold_queries",
+    "materialized_views": "migration.plan.materialized_views",
+    "difference_lines": "migration.show.difference_lines",
+    "content_lines": "migration.show.content_lines",
+    "status_lines": "migration.show.status_lines",
+    "validation_sentences": "migration.validation.sentences",
+    "validation_checks": "migration.validation.checks",
+    "unknown_names": "migration.plan.unknown_names",
+    "server_message": "migration.show.server_message",
+    "step_failure": "migration.show.failure",
+    "stop_advice": "migration.show.stop_advice",
+    "connection_remedy": "connection.connection_remedy",
+}
 
 
-def facts_queries(rollout: dict[str, Any]) -> list[str]:
-    """The facts query over all steps of a rollout."""
-    return facts.facts_queries(rollout, plan.apply_steps(rollout) + plan.rollback_steps(rollout))
+def function(path: str) -> Callable[..., Any]:
+    """The function of a `module.name` in the package."""
+    module, _, name = path.rpartition(".")
+    try:
+        found: Callable[..., Any] = getattr(importlib.import_module(f"pgrollout.{module}"), name)
+    except ImportError as error:
+        raise AnsibleFilterError(
+            "The Python package 'pgrollout' of this project is not installed; run 'make setup' first."
+        ) from error
+    return found
 
 
-def facts_read(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """The answer of the facts query."""
-    answer: dict[str, Any] = json.loads(rows[0]["facts"])
-    return answer
+def _late(path: str) -> Callable[..., Any]:
+    """A filter that imports its function when it is called, and turns the package's errors into Ansible's."""
 
-
-def _sentence(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Turns the package's errors into Ansible's."""
-
-    @functools.wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        called = function(path)
+        from pgrollout.errors import RolloutError
+
         try:
-            return function(*args, **kwargs)
+            return called(*args, **kwargs)
         except RolloutError as error:
             raise AnsibleFilterError(str(error)) from None
 
@@ -46,27 +68,4 @@ class FilterModule:
     """The filters of this file; each has a sidecar with its documentation."""
 
     def filters(self) -> dict[str, Callable[..., Any]]:
-        functions: dict[str, Callable[..., Any]] = {
-            "facts_queries": facts_queries,
-            "facts_read": facts_read,
-            "plan_apply": plan.plan_apply,
-            "plan_rollback": plan.plan_rollback,
-            "plan_lines": show.plan_lines,
-            "lint_lines": lint.lint_lines,
-            "segments": queries.segments,
-            "segment_queries": queries.segment_queries,
-            "check_queries": queries.check_queries,
-            "check_violations": show.violations,
-            "immediate_queries": queries.immediate_queries,
-            "hold_queries": queries.hold_queries,
-            "materialized_views": plan.materialized_views,
-            "difference_lines": show.difference_lines,
-            "content_lines": show.content_lines,
-            "status_lines": show.status_lines,
-            "validation_sentences": validation.sentences,
-            "validation_checks": validation.checks,
-            "unknown_names": plan.unknown_names,
-            "server_message": show.server_message,
-            "step_failure": show.failure,
-        }
-        return {name: _sentence(function) for name, function in functions.items()}
+        return {name: _late(path) for name, path in FUNCTIONS.items()}

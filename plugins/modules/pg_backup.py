@@ -113,6 +113,12 @@ options:
   ca_cert:
     description: Root certificate that the server's certificate is checked against.
     type: path
+  ssl_cert:
+    description: Client certificate.
+    type: path
+  ssl_key:
+    description: Key of the client certificate.
+    type: path
 """
 
 EXAMPLES = r"""
@@ -212,6 +218,8 @@ def connect(params: dict[str, Any], application: str, database: str | None = Non
         "passfile": params["passfile"],
         "sslmode": params["ssl_mode"],
         "sslrootcert": params["ca_cert"],
+        "sslcert": params["ssl_cert"],
+        "sslkey": params["ssl_key"],
         "application_name": application,
         "connect_timeout": 10,
     }
@@ -235,6 +243,8 @@ def environment(params: dict[str, Any], application: str) -> dict[str, str]:
         "PGPASSFILE": params["passfile"],
         "PGSSLMODE": params["ssl_mode"],
         "PGSSLROOTCERT": params["ca_cert"],
+        "PGSSLCERT": params["ssl_cert"],
+        "PGSSLKEY": params["ssl_key"],
         "PGAPPNAME": application,
         "PGCONNECT_TIMEOUT": 10,
         "LC_ALL": "C",
@@ -722,6 +732,8 @@ def main() -> None:
             "passfile": {"type": "path", "no_log": False},
             "ssl_mode": {"type": "str", "default": "prefer"},
             "ca_cert": path,
+            "ssl_cert": path,
+            "ssl_key": {"type": "path", "no_log": False},
         },
         required_if=[
             ("state", "inspected", ["dir"]),

@@ -1,4 +1,4 @@
-"""A database on which the rollout went through without a fault: what faulty runs must end like."""
+"""Databases that tests of a module share, and one on which the rollout went through without a fault."""
 
 from __future__ import annotations
 
@@ -9,15 +9,44 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from tests.conftest import Databases, Playbook
+from tests.support.walks import Walker, Walkers
 
 if TYPE_CHECKING:
     from demo.server import Server
     from tests.conftest import Database
 
 
+@pytest.fixture(scope="module")
+def module_databases(server: Server, request: pytest.FixtureRequest) -> Iterator[Databases]:
+    """As `databases`, dropped after the module."""
+    made = Databases(server, request)
+    yield made
+    made.drop()
+
+
+@pytest.fixture(scope="module")
+def walkers(module_databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Walkers]:
+    """`walkers("name")` and `walkers("name", empty=True)`: a database and the playbooks against it."""
+    made: list[Walker] = []
+
+    def make(name: str, empty: bool = False) -> Walker:
+        folder = tmp_path_factory.mktemp(name)
+        (folder / "ansible").mkdir()
+        made.append(Walker(module_databases.clone(empty), Playbook(folder / "ansible"), folder / "backups"))
+        return made[-1]
+
+    yield make
+    for started in (started for walker in made for started in walker.playbook.started):
+        if started.process.poll() is None:
+            started.kill()
+
+
 @dataclass(frozen=True)
 class Undisturbed:
-    """`name` is a template to clone; `fingerprint` and `migrations` are what its run left, `steps` in order of work."""
+    """What faulty runs must end like.
+
+    `name` is a template to clone; `fingerprint` and `migrations` are what its run left, `steps` in order of work.
+    """
 
     name: str
     fingerprint: dict[str, str]

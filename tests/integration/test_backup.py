@@ -10,7 +10,6 @@ import shutil
 import signal
 import stat
 import subprocess
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,8 @@ import pytest
 
 from demo.server import find_clients
 from tests.support.application import Application
+from tests.support.runs import assert_refused
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server
@@ -94,7 +95,14 @@ class Backups:
         connection = self.database.dsn()
         login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
         defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
-        rest = {"passfile": connection["passfile"], "ssl_mode": "prefer", "ca_cert": None, "login_password": None}
+        rest = {
+            "passfile": connection["passfile"],
+            "ssl_mode": "prefer",
+            "ca_cert": None,
+            "ssl_cert": None,
+            "ssl_key": None,
+            "login_password": None,
+        }
         return {**login, **defaults, **rest, "login_db": self.database.name, "bin_dir": str(self.bin_dir), **given}
 
     def dump(self, **given: Any) -> Path:
@@ -135,21 +143,6 @@ def backups(server: Server, database: Database, playbook: Playbook, tmp_path: Pa
     clients = find_clients(server.binaries)
     assert clients is not None
     return Backups(database, playbook, tmp_path / "backups", tmp_path, clients)
-
-
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
-
-def assert_refused(run: Run, *said: str) -> None:
-    """It failed in these words, wherever the lines broke, and without a traceback."""
-    words = " ".join(run.output.split())
-    assert run.rc != 0
-    assert "Traceback" not in words
-    assert [each for each in said if each not in words] == []
 
 
 def mode(path: Path) -> int:

@@ -20,7 +20,8 @@ import pytest
 
 from pgrollout.migration.load import load_rollout
 from pgrollout.migration.plan import apply_steps
-from tests.support.ledger import Witness, wait_until
+from tests.support.ledger import Witness
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server

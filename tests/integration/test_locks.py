@@ -18,9 +18,10 @@ from pgrollout.migration.classify import _HANDLERS
 from pgrollout.migration.locks import MODES
 from pgrollout.migration.read import read_sql
 from tests.conftest import Databases
-from tests.support.ledger import InBackground, wait_until
+from tests.support.ledger import InBackground
 from tests.support.plans import plan_of, steps_of_plan
 from tests.support.rollouts import rollout_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from tests.support.ledger import InBackground, carry_out, claim, finish, install, steps_of, wait_until
+from tests.support.ledger import InBackground, carry_out, claim, finish, install, steps_of
+from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database

@@ -6,115 +6,23 @@ import contextlib
 import itertools
 import math
 import re
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.conftest import Databases, Playbook
 from tests.support.application import ALPHABET, TABLES, Application, verify
+from tests.support.ledger import ledger_rows
+from tests.support.pictures import differences, picture
 
 if TYPE_CHECKING:
-    from demo.server import Server
-    from tests.conftest import Database, Run
+    from tests.conftest import Database
+    from tests.support.walks import Walker, Walkers
 
-PROOF = Path(__file__).resolve().parents[2] / "roles" / "ledger" / "files" / "50_proof.sql"
 PHASES = ("phase1", "phase2", "phase3", "phase4")
-Picture = dict[str, dict[str, Any]]
 Capture = pytest.CaptureFixture[str]
-
-
-def picture(database: Database) -> Picture:
-    """Catalog and contents of a database, by the engine's functions but without its ledger and its snapshots."""
-    with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
-        cursor.execute("SET check_function_bodies = off")
-        cursor.execute(PROOF.read_text(encoding="utf-8").replace("pgrollout.", "pg_temp."))
-        cursor.execute("SELECT pg_temp.fingerprint(), pg_temp.digests(1::bigint << 40)")
-        catalog, content = cursor.fetchone()
-        return {"catalog": catalog, "content": content}
-
-
-def differences(before: Picture, after: Picture) -> list[str]:
-    """One line for each object or table that is not the same in both."""
-    return [
-        f"{kind} {key}: {before[kind].get(key)} became {after[kind].get(key)}"
-        for kind in before
-        for key in sorted(before[kind].keys() | after[kind].keys())
-        if before[kind].get(key) != after[kind].get(key)
-    ]
-
-
-def ledger_rows(database: Database) -> tuple[int, ...]:
-    """Rows of the ledger that only work may add to."""
-    names = ("run", "phase_run", "backup", "snapshot", "event", "step", "row_change")
-    return tuple(database.value(f"SELECT count(*) FROM pgrollout.{name}") for name in names)
-
-
-@dataclass
-class Walker:
-    """One database, the playbooks against it, and what was seen on the way."""
-
-    database: Database
-    playbook: Playbook
-    backups: Path
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def __call__(self, name: str, *args: str, check: bool = True, **variables: Any) -> Run:
-        given = {"backup_dir": str(self.backups)} | variables
-        run = self.playbook(f"{name}.yml", *args, database=self.database, check=check, variables=given)
-        number = itertools.count(2)
-        label = first = " ".join([name, *args])
-        while label in self.seconds:
-            label = f"{first} ({next(number)})"
-        self.seconds[label] = round(run.seconds, 1)
-        return run
-
-    def refused(self, name: str, *args: str, **variables: Any) -> str:
-        """The output of a run that must stop before it changes anything."""
-        before = picture(self.database)
-        run = self(name, *args, check=False, **variables)
-        assert run.rc != 0, run.output
-        assert "Traceback" not in run.output
-        assert differences(before, picture(self.database)) == []
-        return " ".join(run.output.split())
-
-    def backups_made(self) -> list[str]:
-        return sorted(path.name for path in self.backups.iterdir()) if self.backups.is_dir() else []
-
-
-class Walkers(Protocol):
-    """`walkers(name)` makes a database of its own that lives as long as the module."""
-
-    def __call__(self, name: str, empty: bool = False) -> Walker: ...
-
-
-def walkers_of(
-    server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Walkers]:
-    databases = Databases(server, request)
-    made: list[Walker] = []
-
-    def make(name: str, empty: bool = False) -> Walker:
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "ansible").mkdir()
-        made.append(Walker(databases.clone(empty), Playbook(folder / "ansible"), folder / "backups"))
-        return made[-1]
-
-    yield make
-    for started in (started for walker in made for started in walker.playbook.started):
-        if started.process.poll() is None:
-            started.kill()
-    databases.drop()
-
-
-@pytest.fixture(scope="module")
-def walkers(
-    server: Server, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Walkers]:
-    yield from walkers_of(server, request, tmp_path_factory)
 
 
 def show(walk: Walker, capsys: Capture) -> None:

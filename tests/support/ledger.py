@@ -12,7 +12,6 @@ import json
 import os
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -24,12 +23,12 @@ import yaml
 
 from pgrollout.migration.load import load_rollout
 from pgrollout.migration.queries import segment_queries, segments
+from tests.support.waiting import POLL_S
 
 if TYPE_CHECKING:
     from tests.conftest import Database
 
 ROOT = Path(__file__).resolve().parents[2]
-POLL_S = 0.02
 
 
 def install(database: Database) -> None:
@@ -67,6 +66,12 @@ def finish(database: Database, run: int, status: str = "completed") -> None:
     database.execute("SELECT pgrollout.finish_run(%s, %s, '')", run, status)
 
 
+def ledger_rows(database: Database) -> tuple[int, ...]:
+    """Rows of the ledger that only work may add to."""
+    names = ("run", "phase_run", "backup", "snapshot", "event", "step", "row_change")
+    return tuple(database.value(f"SELECT count(*) FROM pgrollout.{name}") for name in names)
+
+
 def steps_of(folder: Path, sql: str) -> list[dict[str, Any]]:
     """The steps of a rollout of one migration, as planned for a database that has none of it."""
     migration = folder / "phase1" / "001_test"
@@ -78,13 +83,13 @@ def steps_of(folder: Path, sql: str) -> list[dict[str, Any]]:
     (migration / "rollback.sql").write_text("DROP INDEX CONCURRENTLY nothing;\n")
     steps = load_rollout(str(folder))["phases"][0]["migrations"][0]["apply"]
     assert [step["refused"] for step in steps if step["refused"]] == []
-    return [step | {"state": "pending"} for step in steps]
+    return [step | {"state": "pending", "rows": 0, "bytes": 0} for step in steps]
 
 
 def settings(**changes: float) -> dict[str, Any]:
     """What roles/apply hands to the procedures, of its defaults but for `changes`."""
     found = yaml.safe_load((ROOT / "roles" / "apply" / "defaults" / "main.yml").read_text(encoding="utf-8"))
-    names = {"apply_give_up_seconds": "give_up_s"}
+    names = {"apply_give_up_seconds": "give_up_s", "apply_throttle_give_up_seconds": "throttle_give_up_s"}
     return {names.get(key, key.removeprefix("apply_")): value for key, value in found.items()} | changes
 
 
@@ -92,7 +97,7 @@ def carry_out(database: Database, run: int, steps: list[dict[str, Any]], **chang
     """Carry steps out, a session a segment; raises psycopg2.Error where a step fails."""
     for segment in segments(steps):
         with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
-            for query in segment_queries(segment["steps"], run, settings(**changes)):
+            for query in segment_queries(segment, run, settings(**changes)):
                 cursor.execute(query)
 
 
@@ -116,15 +121,6 @@ class InBackground(threading.Thread):
         assert not self.is_alive(), f"still running after {timeout} s"
         if self._error:
             raise self._error
-
-
-def wait_until(condition: Callable[[], Any], timeout: float = 60, what: str = "the condition") -> Any:
-    """The condition's first true value."""
-    end = time.monotonic() + timeout
-    while not (found := condition()):
-        assert time.monotonic() < end, f"{what} did not come true within {timeout} s"
-        time.sleep(POLL_S)
-    return found
 
 
 WORKERS = """

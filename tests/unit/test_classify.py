@@ -14,9 +14,9 @@ from pgrollout.migration.alter import _COMMANDS
 from pgrollout.migration.alter import _REFUSED as ALTER_REFUSED
 from pgrollout.migration.classify import _HANDLERS, Classifier
 from pgrollout.migration.hazards import HAZARDS
+from pgrollout.migration.hindrances import missing
 from pgrollout.migration.read import read_sql
 from pgrollout.migration.refusals import REFUSALS, refusal
-from pgrollout.migration.versions import missing
 
 AE, SRE, SUE, RE = "ACCESS EXCLUSIVE", "SHARE ROW EXCLUSIVE", "SHARE UPDATE EXCLUSIVE", "ROW EXCLUSIVE"
 

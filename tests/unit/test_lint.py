@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.lint import lint, lint_lines, main
+from pgrollout.migration.lint import lint, main
 from pgrollout.migration.plan import plan_apply
+from pgrollout.migration.show import lint_lines
 from tests.support.rollouts import rollout_of
 
 ROOT = Path(__file__).resolve().parents[2]

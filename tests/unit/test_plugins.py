@@ -19,6 +19,7 @@ import yaml
 from ansible.errors import AnsibleFilterError
 
 from pgrollout.errors import RolloutError
+from pgrollout.migration import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir() if path.is_dir())
@@ -35,7 +36,8 @@ def module(path: str) -> ModuleType:
     return found
 
 
-FILTERS = module("plugins/filter/migration.py").FilterModule().filters()
+PLUGIN = module("plugins/filter/migration.py")
+FILTERS = PLUGIN.FilterModule().filters()
 
 
 def ansible_doc(kind: str, *names: str) -> dict[str, Any]:
@@ -59,7 +61,7 @@ def test_every_filter_is_documented_as_it_is() -> None:
     sidecars = {path.stem for path in (ROOT / "plugins" / "filter").glob("*.yml")}
     assert sidecars == set(FILTERS)
     found = ansible_doc("filter", *sorted(FILTERS))
-    for name, function in FILTERS.items():
+    for name, function in ((name, PLUGIN.function(path)) for name, path in PLUGIN.FUNCTIONS.items()):
         documented = found[name]["doc"]["options"]
         _, *arguments = inspect.signature(function).parameters.values()
         assert set(documented) == {"_input", *(argument.name for argument in arguments)}, name
@@ -79,14 +81,22 @@ def test_every_lookup_loads_and_is_documented(name: str) -> None:
 
 
 def test_a_filter_gives_a_sentence_not_a_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    filters = module("plugins/filter/migration.py")
-
     def refuse(_: Any) -> None:
         raise RolloutError("found this, expected that; do so.")
 
-    monkeypatch.setattr(filters.plan, "materialized_views", refuse)
+    monkeypatch.setattr(plan, "materialized_views", refuse)
     with pytest.raises(AnsibleFilterError, match=r"^found this, expected that; do so\.$"):
-        filters.FilterModule().filters()["materialized_views"]({})
+        FILTERS["materialized_views"]({})
+
+
+def test_filters_cost_nothing_before_they_are_called() -> None:
+    """Ansible loads every filter in the process of every task."""
+    code = (
+        "import runpy, sys; runpy.run_path('plugins/filter/migration.py')['FilterModule']().filters(); "
+        "print([name for name in sys.modules if name.startswith(('pgrollout', 'pglast'))])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_the_lookup_hands_over_a_sentence(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pglast import parse_sql
 from pgrollout.migration import queries
 from pgrollout.migration.facts import facts_queries
 from pgrollout.migration.plan import apply_steps, plan_apply, rollback_steps
+from pgrollout.migration.text import literal
 from tests.support.rollouts import rollout_of
 
 INDEX = "CREATE INDEX CONCURRENTLY i ON a (b);"
@@ -25,6 +26,10 @@ def planned(root: Path, text: str, facts: dict[str, Any] | None = None) -> list[
     return [step for phase in plan["phases"] for step in phase["steps"]]
 
 
+def segment(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    return {"label": "", "steps": steps, "record": None}
+
+
 def value(literal: str) -> str:
     """What PostgreSQL's parser reads in a literal."""
     return str(parse_sql(f"SELECT {literal}")[0].stmt.targetList[0].val.val.sval)
@@ -33,7 +38,7 @@ def value(literal: str) -> str:
 @settings(deadline=None)  # the machine may be busy
 @given(TEXT)
 def test_literal_is_read_back_as_it_was(text: str) -> None:
-    assert value(queries.literal(text)) == text
+    assert value(literal(text)) == text
 
 
 def test_neighbours_among_short_ddl_share_a_session(tmp_path: Path) -> None:
@@ -53,34 +58,47 @@ def test_neighbours_among_short_ddl_share_a_session(tmp_path: Path) -> None:
     assert queries.segments([*steps[:1], steps[1] | {"migration": "002_b"}])[0]["label"] == "001_a/a.c (ADD COLUMN)"
 
 
+def test_the_last_call_of_a_migration_records_it_and_makes_one_up_where_no_step_is_left(tmp_path: Path) -> None:
+    steps = planned(tmp_path, "ALTER TABLE a ADD COLUMN c int;\n-- Step: fill\n-- Backfill: by id\nUPDATE a SET c = 1;")
+    record = {"name": "001_a", "phase": "phase1", "checksum": "ab'c"}
+    first, last = queries.segments(steps, record)
+    written = "SELECT pgrollout.record_migration(7, '001_a', 'phase1', 'ab''c')"
+    assert written not in queries.segment_queries(first, 7, {})
+    assert queries.segment_queries(last, 7, {})[-1] == written
+    (alone,) = queries.segments([], record)
+    assert queries.segment_queries(alone, 7, {})[0] == "CALL pgrollout.enter(7, '001_a')"
+    assert queries.segment_queries(alone, 7, {})[-1] == written
+    assert queries.segments([]) == []
+
+
 def test_short_ddl_and_data_go_through_the_ledgers_procedures(tmp_path: Path) -> None:
     steps = planned(tmp_path, "ALTER TABLE a ADD COLUMN c int;\n-- Step: fill\n-- Backfill: by id\nUPDATE a SET c = 1;")
-    sent = queries.segment_queries(steps, 7, {"lock_timeout_ms": 50})
+    sent = queries.segment_queries(segment(steps), 7, {"lock_timeout_ms": 50})
     assert sent[0] == "CALL pgrollout.enter(7, '001_a/a.c')"
     assert json.loads(value(sent[1].split("pgrollout.settings', ")[1].removesuffix(", false)"))) == {
         "lock_timeout_ms": 50
     }
     assert [query for query in sent if query.startswith("CALL")][1:] == [
         "CALL pgrollout.run_ddl(7, pgrollout.this_step('001_a/a.c'))",
-        "CALL pgrollout.backfill(7, pgrollout.this_step('001_a/fill'))",
+        "CALL pgrollout.backfill(7, pgrollout.this_step('001_a/fill'), 1)",
     ]
 
 
 def test_concurrent_build_is_sent_as_the_author_wrote_it_between_its_ledger_rows(tmp_path: Path) -> None:
     (step,) = planned(tmp_path, INDEX)
-    sent = queries.segment_queries([step], 7, {})
+    sent = queries.segment_queries(segment([step]), 7, {})
     assert sent[3:] == [
         "CALL pgrollout.begin_step(7, pgrollout.this_step('001_a/i'))",
         "CREATE INDEX CONCURRENTLY i ON a (b)",
         "SELECT pgrollout.end_step(7, pgrollout.this_step('001_a/i'))",
     ]
-    sent = queries.segment_queries([step | {"state": "rebuild"}], 7, {})
+    sent = queries.segment_queries(segment([step | {"state": "rebuild"}]), 7, {})
     assert sent[4:6] == ['DROP INDEX CONCURRENTLY "i"', "CREATE INDEX CONCURRENTLY i ON a (b)"]
 
 
 def test_a_rollback_step_has_a_ledger_row_of_its_own(tmp_path: Path) -> None:
     (step,) = planned(tmp_path, "ALTER TABLE a ADD COLUMN c int;")
-    assert queries.segment_queries([step | {"rollback": True}], 7, {})[0].endswith("'001_a/a.c (rollback)')")
+    assert queries.segment_queries(segment([step | {"rollback": True}]), 7, {})[0].endswith("'001_a/a.c (rollback)')")
 
 
 def check(sql: str, refuses: str = "", title: str = "it's so") -> dict[str, Any]:
@@ -102,8 +120,8 @@ def test_checks_are_one_query_of_violations() -> None:
 @settings(deadline=None)  # the machine may be busy
 @given(TEXT, TEXT)
 def test_no_title_or_statement_breaks_out_of_a_check(title: str, text: str) -> None:
-    refused = check(f"SELECT {queries.literal(text)}", "check_violation", title)
-    reading = check(f"SELECT {queries.literal(text)}, 2, 3", "", title)
+    refused = check(f"SELECT {literal(text)}", "check_violation", title)
+    reading = check(f"SELECT {literal(text)}, 2, 3", "", title)
     for query in queries.check_queries([refused, reading], "public"):
         if "$pgrollout_check$" not in text + title:
             assert len(parse_sql(query)) == 1
@@ -158,5 +176,7 @@ def test_facts_are_asked_for_each_step_once_with_the_tables_that_it_locks(tmp_pa
 @pytest.mark.parametrize("name", ["i", 'I "quoted"'])
 def test_leftover_is_dropped_by_its_exact_name(tmp_path: Path, name: str) -> None:
     (step,) = planned(tmp_path, INDEX)
-    sent = queries.segment_queries([step | {"state": "rebuild", "object": {"kind": "index", "name": name}}], 1, {})
+    sent = queries.segment_queries(
+        segment([step | {"state": "rebuild", "object": {"kind": "index", "name": name}}]), 1, {}
+    )
     assert parse_sql(sent[4])[0].stmt.objects[0][0].sval == name

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pglast import parse_sql
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.queries import literal
 from pgrollout.migration.read import SqlFile, read_sql
+from pgrollout.migration.text import literal
 
 
 def read(text: str) -> SqlFile:

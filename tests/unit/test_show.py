@@ -100,3 +100,15 @@ def test_sentences_of_rows() -> None:
         {"table_name": "c", "rows_before": 5, "rows_now": 5, "equal": True},
     ]
     assert show.content_lines(content) == ["a (1,000 rows then, 1,001 now)", "b (5 rows then, gone now)"]
+
+
+@pytest.mark.parametrize(
+    ("why", "advice"),
+    [
+        ("run 4 is over (taken over): the operator said take_over", "look at status.yml before you start anything."),
+        ("another run holds this database: run 5 (migrate) by ann", "status.yml shows how far that run is."),
+        ("005_sessions/agent_tmux_sessions: disk full.", "the same command goes on from there."),
+    ],
+)
+def test_who_stops_is_told_to_start_again_only_where_nobody_else_works(why: str, advice: str) -> None:
+    assert show.stop_advice(why).endswith(advice)

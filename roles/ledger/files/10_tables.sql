@@ -118,10 +118,10 @@ CREATE TABLE IF NOT EXISTS pgrollout.backup (
     evidence jsonb NOT NULL
 );
 
--- Orders to a running backfill from another terminal; one row.
+-- Orders to the open run from another terminal; one row.
 CREATE TABLE IF NOT EXISTS pgrollout.control (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'stop')),
+    request text NOT NULL DEFAULT 'run' CHECK (request IN ('run', 'pause', 'stop')),
     who text NOT NULL DEFAULT '',
     why text NOT NULL DEFAULT '',
     at timestamptz NOT NULL DEFAULT clock_timestamp()

@@ -28,23 +28,24 @@ DECLARE
     v_open bigint;
     v_new bigint;
 BEGIN
+    -- Claims come one after the other, so that a refused one is refused before it has used up a number.
+    PERFORM pg_advisory_xact_lock(hashtext('pgrollout'), 3);
     IF p_replaces IS NOT NULL THEN
         UPDATE pgrollout.run SET ended_at = clock_timestamp(), status = 'taken over', message = p_reason
         WHERE run_id = p_replaces AND ended_at IS NULL;
         UPDATE pgrollout.phase_run SET ended_at = clock_timestamp(), status = 'taken over'
         WHERE run_id = p_replaces AND ended_at IS NULL;
     END IF;
-    BEGIN
-        INSERT INTO pgrollout.run (kind, operator, host, pid, pid_started, phases, git_revision, search_path, took_over)
-        SELECT c.kind, c.operator, c.host, c.pid, c.started, c.phases, c.git_revision, c.search_path, p_replaces
-        FROM jsonb_to_record(p_claim) AS c (kind text, operator text, host text, pid integer, started double precision,
-                                            phases text[], git_revision text, search_path text)
-        RETURNING run_id INTO v_new;
-    EXCEPTION WHEN unique_violation THEN
-        SELECT run_id INTO v_open FROM pgrollout.run WHERE ended_at IS NULL;
+    SELECT run_id INTO v_open FROM pgrollout.run WHERE ended_at IS NULL;
+    IF FOUND THEN
         RAISE EXCEPTION 'another run holds this database: %', pgrollout.describe_run(v_open)
             USING HINT = format('Wait for it. If its controller is gone for good: -e take_over=%s', v_open);
-    END;
+    END IF;
+    INSERT INTO pgrollout.run (kind, operator, host, pid, pid_started, phases, git_revision, search_path, took_over)
+    SELECT c.kind, c.operator, c.host, c.pid, c.started, c.phases, c.git_revision, c.search_path, p_replaces
+    FROM jsonb_to_record(p_claim) AS c (kind text, operator text, host text, pid integer, started double precision,
+                                        phases text[], git_revision text, search_path text)
+    RETURNING run_id INTO v_new;
     IF p_replaces IS NOT NULL THEN
         UPDATE pgrollout.run SET message = format('%s; taken over by run %s (%s on %s)', p_reason, v_new,
                                                   p_claim ->> 'operator', p_claim ->> 'host')
@@ -68,7 +69,8 @@ BEGIN
         RAISE EXCEPTION 'run % is not in the ledger of this database', p_run;
     ELSIF v_run.ended_at IS NOT NULL THEN
         RAISE EXCEPTION 'run % is over (%): %', p_run, v_run.status, coalesce(v_run.message, 'no reason recorded')
-            USING HINT = 'Start a new run; it goes on where this one stopped.';
+            USING HINT = CASE v_run.status WHEN 'taken over' THEN 'The other run goes on from here.'
+                                           ELSE 'Start a new run; it goes on where this one stopped.' END;
     END IF;
     SELECT * INTO v_control FROM pgrollout.control;
     IF v_control.request = 'stop' AND v_control.at > v_run.started_at THEN
@@ -136,6 +138,14 @@ CREATE OR REPLACE FUNCTION pgrollout.begin_phase(p_run bigint, p_phase text, p_d
 LANGUAGE sql AS $$
     INSERT INTO pgrollout.phase_run (run_id, phase, direction) VALUES (p_run, p_phase, p_direction)
     ON CONFLICT DO NOTHING
+$$;
+
+-- All steps of a migration that were to do are done.
+CREATE OR REPLACE FUNCTION pgrollout.record_migration(p_run bigint, p_name text, p_phase text, p_checksum text) RETURNS void
+LANGUAGE sql AS $$
+    INSERT INTO pgrollout.migration (migration, phase, checksum, run_id) VALUES (p_name, p_phase, p_checksum, p_run)
+    ON CONFLICT (migration) DO UPDATE
+    SET checksum = excluded.checksum, applied_at = clock_timestamp(), run_id = excluded.run_id
 $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.end_phase(p_run bigint, p_phase text, p_direction text) RETURNS void

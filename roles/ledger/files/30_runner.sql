@@ -114,7 +114,7 @@ BEGIN
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
     LOOP
-        PERFORM pgrollout.check_run(p_run);
+        CALL pgrollout.await_resume(p_run, p_step);
         v_blocker := pgrollout.blockers(p_step -> 'locks', v_age);
         IF v_blocker IS NULL THEN
             v_attempts := v_attempts + 1;
@@ -204,9 +204,9 @@ CREATE OR REPLACE PROCEDURE pgrollout.begin_step(p_run bigint, p_step jsonb) LAN
 DECLARE
     v_every_lock jsonb;
 BEGIN
-    PERFORM pgrollout.check_run(p_run);
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
+    CALL pgrollout.await_resume(p_run, p_step);
     IF p_step ->> 'kind' LIKE 'DROP INDEX%' THEN
         SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}') INTO v_every_lock FROM jsonb_array_elements(p_step -> 'locks') AS l;
         CALL pgrollout.await_locks(p_run, p_step, v_every_lock);

@@ -123,10 +123,20 @@ CREATE OR REPLACE FUNCTION pgrollout.accept_table(p_table text) RETURNS void LAN
                                                       AND split_part(t.step_id, '/', 2) = split_part(p_table, '.', 2))
 $$;
 
--- Compares the catalog with the snapshot from before p_phase: one row a difference.
-CREATE OR REPLACE FUNCTION pgrollout.catalog_differences(p_phase text) RETURNS TABLE (object text, found text, expected text)
-LANGUAGE sql STABLE AS $$
-    SELECT coalesce(now.key, was.key), now.value, was.value
+-- Whether that index (label and definition of a fingerprint) was an INVALID one which this rollout has built anew and
+-- taken away again. It answered no query before, and nobody can put an INVALID index back.
+CREATE OR REPLACE FUNCTION pgrollout.was_rebuilt(p_label text, p_definition text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT p_label LIKE 'index %' AND p_definition LIKE '%; valid f; ready _'
+       AND EXISTS (SELECT FROM pgrollout.step AS s
+                   WHERE s.kind LIKE 'CREATE%INDEX%' AND s.state IN ('rolled_back', 'held')
+                     AND (parse_ident(substr(p_label, length('index ') + 1)))[2] = ANY (regexp_split_to_array(s.statement, '[^\w$]+')))
+$$;
+
+-- Compares the catalog with the snapshot from before p_phase: one row a difference. One that does not count is told.
+CREATE OR REPLACE FUNCTION pgrollout.catalog_differences(p_phase text)
+RETURNS TABLE (object text, found text, expected text, counts boolean) LANGUAGE sql STABLE AS $$
+    SELECT coalesce(now.key, was.key), now.value, was.value,
+           now.value IS NOT NULL OR NOT pgrollout.was_rebuilt(was.key, was.value)
     FROM jsonb_each_text(pgrollout.fingerprint()) AS now
     FULL JOIN (SELECT f.* FROM pgrollout.snapshot AS s, jsonb_each_text(s.fingerprint) AS f WHERE s.phase = p_phase) AS was ON was.key = now.key
     WHERE now.value IS DISTINCT FROM was.value

@@ -15,8 +15,9 @@ from pglast.visitors import Visitor
 
 from pgrollout.migration.hazards import risk
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, lock
-from pgrollout.migration.names import literal, regclass
+from pgrollout.migration.names import regclass
 from pgrollout.migration.scope import Scope
+from pgrollout.migration.text import literal
 
 PREPARED_HAZARD = (
     "a prepared 'SELECT *' of the application fails once with 'cached plan must not change result type'; "

@@ -28,12 +28,12 @@ from pgrollout.migration.locks import (
     SHARE_UPDATE_EXCLUSIVE,
     lock,
 )
-from pgrollout.migration.names import quoted
 from pgrollout.migration.objects import target
 from pgrollout.migration.read import Statement
 from pgrollout.migration.refusals import refusal
 from pgrollout.migration.rewrite import columns_of, safe_forms
 from pgrollout.migration.scope import Scope
+from pgrollout.migration.text import quoted
 from pgrollout.migration.twin import twin_statement
 from pgrollout.migration.versions import needs
 

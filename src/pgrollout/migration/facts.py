@@ -8,6 +8,19 @@ from typing import Any
 
 from pglast import split
 
+from pgrollout.migration.plan import apply_steps, rollback_steps
+
+
+def rollout_queries(rollout: dict[str, Any]) -> list[str]:
+    """The facts query over all steps of a rollout."""
+    return facts_queries(rollout, apply_steps(rollout) + rollback_steps(rollout))
+
+
+def read(rows: list[dict[str, str]]) -> dict[str, Any]:
+    """The answer of the facts query."""
+    answer: dict[str, Any] = json.loads(rows[0]["facts"])
+    return answer
+
 
 def facts_queries(rollout: dict[str, Any], steps: list[dict[str, Any]]) -> list[str]:
     """The statements of one facts query about `steps`, for one transaction that the caller rolls back.

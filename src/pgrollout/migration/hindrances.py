@@ -7,7 +7,6 @@ from typing import Any
 
 from pgrollout.migration.hazards import risk, settle
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE
-from pgrollout.migration.versions import missing
 
 # From how many rows on a cascading delete is thought of as one that may touch very many.
 LARGE_TABLE_ROWS = 1_000_000
@@ -29,6 +28,15 @@ def hindrance(step: dict[str, Any], facts: dict[str, Any]) -> str:
     reason, accepted = settle(_risks(step, facts), step["accepts"])
     step["accepted"] = step["accepted"] + accepted
     return reason or _of_its_table(step, facts) or _key(step, facts)
+
+
+def missing(step_needs: list[dict[str, Any]], version: int) -> str:
+    """A sentence about what a server of that major version lacks, '' if nothing."""
+    lacking = [need for need in step_needs if need["version"] > version]
+    if not lacking:
+        return ""
+    newest = max(need["version"] for need in lacking)
+    return f"{' and '.join(need['what'] for need in lacking)} came with PostgreSQL {newest}; this server is {version}"
 
 
 def _risks(step: dict[str, Any], facts: dict[str, Any]) -> list[dict[str, str]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from pgrollout.migration.classify import Classifier
 from pgrollout.migration.load import gate_names, steps_of_file
 from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import read_sql
+from pgrollout.migration.show import lint_lines
 
 
 def lint(directory: str, schema: str = "public") -> dict[str, Any]:
@@ -106,26 +106,6 @@ def _joined(findings: list[dict[str, Any]]) -> list[dict[str, Any]]:
         else:
             joined.append(finding)
     return joined
-
-
-def lint_lines(result: dict[str, Any]) -> list[str]:
-    """The result for people: a line a finding, the safe form below what it takes the place of.
-
-    What is said of several statements alike is said once.
-    """
-    lines = []
-    said = Counter(finding["message"] for finding in result["findings"] if finding["level"] == "warning")
-    for finding in result["findings"]:
-        if finding["level"] == "warning":
-            count = said.pop(finding["message"], 0)
-            if count:
-                more = f" (and {count - 1} more)" if count > 1 else ""
-                lines.append(f"warning   {finding['where']}{more}: {finding['message']}")
-            continue
-        message = finding["message"] or " ".join(finding["sql"].split())[:100]
-        lines.append(f"{finding['level']:9} {finding['where']}: {message}")
-        lines += [f"            + {line}" for form in finding["becomes"] for line in form.splitlines()]
-    return [*lines, f"{result['files']} files, {result['steps']} steps, {result['refused']} refused"]
 
 
 def main(arguments: list[str] | None = None) -> int:

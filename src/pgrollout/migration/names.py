@@ -1,13 +1,10 @@
-"""Names: in double quotes, and those that PostgreSQL gives to what has none."""
+"""Names: those that PostgreSQL gives to what has none, and how a query finds a relation by its name."""
 
 from __future__ import annotations
 
+from pgrollout.migration.text import literal, quoted
+
 MAX_BYTES = 63
-
-
-def quoted(name: str) -> str:
-    """An identifier in double quotes."""
-    return '"' + name.replace('"', '""') + '"'
 
 
 def object_name(table: str, columns: list[str], label: str) -> str:
@@ -18,11 +15,6 @@ def object_name(table: str, columns: list[str], label: str) -> str:
         first, second = (first[:-1], second) if len(first) > len(second) else (first, second[:-1])
     parts = [part.decode(errors="ignore") for part in (first, second) if part]
     return "_".join([*parts, label])
-
-
-def literal(text: str) -> str:
-    """A SQL string literal (standard_conforming_strings is on by default since 9.1)."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 def regclass(relation: str) -> str:

@@ -9,8 +9,9 @@ from pglast.enums.parsenodes import ObjectType
 
 from pgrollout.migration.hazards import risk
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, lock
-from pgrollout.migration.names import literal, quoted, regclass
+from pgrollout.migration.names import regclass
 from pgrollout.migration.scope import Scope
+from pgrollout.migration.text import literal, quoted
 
 
 def target(kind: str, table: str, name: str) -> dict[str, str]:

@@ -6,22 +6,20 @@ import json
 import re
 from typing import Any
 
-from pgrollout.migration.names import quoted
+from pgrollout.migration.text import literal, quoted
 
 _CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
-
-
-def literal(text: str) -> str:
-    """A SQL string literal (standard_conforming_strings is on by default since 9.1)."""
-    return "'" + text.replace("'", "''") + "'"
 
 
 # Up to this size of its table a concurrent build takes a second or two, which is not worth a session of its own.
 SMALL_TABLE_BYTES = 64 * 1024**2
 
 
-def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Groups planned steps into the calls that carry them out: [{label, steps}].
+def segments(steps: list[dict[str, Any]], record: dict[str, str] | None = None) -> list[dict[str, Any]]:
+    """Groups planned steps into the calls that carry them out: [{label, steps, record}].
+
+    record: {name, phase, checksum} of the migration that is applied once the last of the steps is; the last call writes
+    it, one without steps where there are none.
 
     A call of a module costs a third of a second, short DDL some milliseconds; so neighbours of one migration that are
     over in no time share a session (each still has its own transactions, locks and ledger row). A backfill and a build
@@ -34,7 +32,12 @@ def segments(steps: list[dict[str, Any]]) -> list[dict[str, Any]]:
             groups[-1].append(step)
         else:
             groups.append([step])
-    return [{"label": _label(group), "steps": group} for group in groups]
+    found: list[dict[str, Any]] = [{"label": _label(group), "steps": group, "record": None} for group in groups]
+    if record and not found:
+        found = [{"label": f"{record['name']} (record)", "steps": []}]
+    if record:
+        found[-1]["record"] = record
+    return found
 
 
 def _is_short(step: dict[str, Any]) -> bool:
@@ -48,14 +51,14 @@ def _label(group: list[dict[str, Any]]) -> str:
     return first if len(group) == 1 else f"{first} to {group[-1]['name']} ({group[-1]['kind']}), {len(group)} steps"
 
 
-def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str, Any]) -> list[str]:
-    """The statements of one segment, for one session in autocommit; they stop at the first that fails.
+def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, Any]) -> list[str]:
+    """The statements of one of `segments`, for one session in autocommit; they stop at the first that fails.
 
     Step and settings travel in session settings, so that an error quotes a short CALL and not a page of JSON.
     """
-    run = int(run_id)
+    run, steps, record = int(run_id), segment["steps"], segment["record"]
     queries = [
-        f"CALL pgrollout.enter({run}, {literal(_ledger_id(steps[0]))})",
+        f"CALL pgrollout.enter({run}, {literal(_ledger_id(steps[0]) if steps else record['name'])})",
         f"SELECT set_config('pgrollout.settings', {literal(json.dumps(settings))}, false)",
     ]
     for step in steps:
@@ -63,9 +66,12 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
         carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
         queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
         this = f"pgrollout.this_step({literal(step_id)})"
-        procedure = {"ddl": "run_ddl", "data": "backfill", "restore": "restore"}.get(step["mode"])
+        procedure = {"ddl": "run_ddl", "restore": "restore"}.get(step["mode"])
         if procedure:
             queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
+            continue
+        if step["mode"] == "data":
+            queries += _backfill_queries(step, run, this)
             continue
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
         leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
@@ -75,7 +81,27 @@ def segment_queries(steps: list[dict[str, Any]], run_id: int, settings: dict[str
             step["sql"],
             f"SELECT pgrollout.end_step({run}, {this})",
         ]
+    if record:
+        values = ", ".join(literal(record[key]) for key in ("name", "phase", "checksum"))
+        queries.append(f"SELECT pgrollout.record_migration({run}, {values})")
     return queries
+
+
+# A backfill leaves a dead row for each that it changes. On a larger table they are vacuumed away each time this part of
+# the rows is visited, so that the table grows by that part and not to twice its size.
+VACUUM_PART = 0.2
+VACUUM_BYTES = 8 * 1024**2
+
+
+def _backfill_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
+    call = "CALL pgrollout.backfill({}, {}, {})"
+    if step["bytes"] <= VACUUM_BYTES:
+        return [call.format(run, this, 1)]
+    parts = round(1 / VACUUM_PART)
+    # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again.
+    vacuum = f"VACUUM (TRUNCATE false) {step['backfill']['table']}"
+    slices = [query for part in range(1, parts) for query in (call.format(run, this, part / parts), vacuum)]
+    return [*slices, call.format(run, this, 1)]
 
 
 def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:

@@ -23,8 +23,9 @@ from pglast.enums.parsenodes import (
 from pglast.stream import IndentedStream, RawStream
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.names import object_name, quoted
+from pgrollout.migration.names import object_name
 from pgrollout.migration.scope import Scope
+from pgrollout.migration.text import quoted
 
 LINE = 110
 _BRACKETS = {TransactionStmtKind.TRANS_STMT_BEGIN, TransactionStmtKind.TRANS_STMT_START}

@@ -22,8 +22,14 @@ def sentences(plan: dict[str, Any]) -> list[str]:
     return found
 
 
-def checks(rollout: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """The checks of the migrations whose every step is satisfied: what is off or held has no outcome."""
+def checks(
+    rollout: dict[str, Any], plan: dict[str, Any], states_wanted: list[str] | None = None
+) -> list[dict[str, Any]]:
+    """The checks of the migrations whose every step is in one of these states: what is off or held has no outcome.
+
+    states_wanted: satisfied alone where nothing is given.
+    """
+    wanted = set(states_wanted or ["satisfied"])
     states: dict[str, set[str]] = {}
     for phase in plan["phases"]:
         for step in phase["steps"]:
@@ -32,7 +38,7 @@ def checks(rollout: dict[str, Any], plan: dict[str, Any]) -> list[dict[str, Any]
         check
         for phase in rollout["phases"]
         for migration in phase["migrations"]
-        if states.get(migration["name"]) == {"satisfied"}
+        if migration["name"] in states and states[migration["name"]] <= wanted
         for check in migration["validate"]
     ]
 

@@ -39,15 +39,6 @@ def needs(node: Any) -> list[dict[str, Any]]:
     return [{"version": version, "what": what} for version, what in sorted(found.found)]
 
 
-def missing(step_needs: list[dict[str, Any]], version: int) -> str:
-    """A sentence about what a server of that major version lacks, '' if nothing."""
-    lacking = [need for need in step_needs if need["version"] > version]
-    if not lacking:
-        return ""
-    newest = max(need["version"] for need in lacking)
-    return f"{' and '.join(need['what'] for need in lacking)} came with PostgreSQL {newest}; this server is {version}"
-
-
 class _Needs(Visitor):  # type: ignore[misc]  # pglast is untyped here
     def __init__(self) -> None:
         super().__init__()

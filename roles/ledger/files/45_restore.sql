@@ -1,0 +1,86 @@
+-- Puts back what a backfill changed, newest change first, where the row still holds what the backfill wrote: column by
+-- column, so that a value of the application stays. A batch's history rows go in the transaction of the batch, so what
+-- is left of them is the cursor. The step's own SQL (p_step ->> 'sql') runs once a batch and sees the rows put back as
+-- restored(key, old, new).
+CREATE OR REPLACE PROCEDURE pgrollout.restore(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
+DECLARE
+    v_settings jsonb := current_setting('pgrollout.settings')::jsonb;
+    v_spec jsonb := p_step -> 'backfill';
+    v_filled text := p_step ->> 'restores';
+    v_batch integer := (v_settings ->> 'batch_rows')::integer;
+    v_sql text;
+    v_visited bigint;
+    v_restored bigint;
+    v_total bigint := 0;
+    v_kept bigint := 0;
+    v_begun timestamptz;
+    v_looked timestamptz := '-infinity';
+    v_first_failure timestamptz;
+    v_blocked text;
+BEGIN
+    PERFORM pgrollout.step_started(p_run, p_step);
+    UPDATE pgrollout.step SET state = 'restoring' WHERE step_id = v_filled;
+    COMMIT;
+    v_sql := format($sql$
+        WITH taken AS (
+            DELETE FROM pgrollout.row_change AS h
+            WHERE h.step_id = %1$L AND h.change_id IN (
+                SELECT n.change_id FROM pgrollout.row_change AS n WHERE n.step_id = %1$L ORDER BY n.change_id DESC LIMIT $1)
+            RETURNING h.key, h.old, h.new
+        ), restored AS (
+            UPDATE %2$s AS t SET %3$s FROM taken WHERE %4$s AND (%5$s)
+            RETURNING taken.key, taken.old, taken.new
+        ), besides AS (%6$s)
+        SELECT (SELECT count(*) FROM taken), (SELECT count(*) FROM restored)$sql$,
+        v_filled,
+        to_regclass(v_spec ->> 'table'),
+        (SELECT string_agg(format('%1$I = CASE WHEN coalesce(to_jsonb(t.%1$I), ''null'') = taken.new -> %1$L '
+                                  'THEN (jsonb_populate_record(NULL::%2$s, taken.old)).%1$I ELSE t.%1$I END', c, v_spec ->> 'table'), ', ')
+         FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
+        (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, taken.key)).%1$I', k, v_spec ->> 'table'), ' AND ')
+         FROM jsonb_array_elements_text(v_spec -> 'key') AS k),
+        (SELECT string_agg(format('coalesce(to_jsonb(t.%1$I), ''null'') = taken.new -> %1$L', c), ' OR ')
+         FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
+        p_step ->> 'sql' || CASE WHEN p_step ->> 'sql' ~* '^\s*select' THEN '' ELSE ' RETURNING 1' END);
+    LOOP
+        PERFORM pgrollout.check_run(p_run);
+        IF clock_timestamp() > v_looked + interval '1 second' THEN
+            CALL pgrollout.await_clearance(p_run, p_step, v_spec ->> 'table');
+            v_looked := clock_timestamp();
+        END IF;
+        v_begun := clock_timestamp();
+        v_blocked := NULL;
+        BEGIN
+            PERFORM set_config('lock_timeout', (v_settings ->> 'lock_timeout_max_ms') || 'ms', true),
+                    set_config('synchronous_commit', 'off', true);
+            EXECUTE v_sql INTO v_visited, v_restored USING v_batch;
+            UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
+            v_first_failure := NULL;
+        EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
+            v_blocked := format('rows of %s that another transaction holds (%s)', v_spec ->> 'table', SQLERRM);
+            v_first_failure := coalesce(v_first_failure, clock_timestamp());
+        END;
+        IF v_blocked IS NULL THEN
+            v_total := v_total + v_restored;
+            v_kept := v_kept + v_visited - v_restored;
+            UPDATE pgrollout.step SET rows = v_total WHERE step_id = p_step ->> 'id';
+        END IF;
+        COMMIT;
+        EXIT WHEN v_blocked IS NULL AND v_visited = 0;
+        IF v_blocked IS NULL THEN
+            v_batch := pgrollout.next_batch_rows(v_batch, extract(epoch FROM clock_timestamp() - v_begun) * 1000,
+                (v_settings ->> 'batch_target_ms')::double precision, (v_settings ->> 'batch_max_rows')::integer);
+        ELSIF clock_timestamp() > v_first_failure + make_interval(secs => (v_settings ->> 'give_up_s')::double precision) THEN
+            CALL pgrollout.fail_step(p_run, p_step, format('gave up after %s s; blocked by %s', v_settings ->> 'give_up_s', v_blocked),
+                'Everything committed stays; start the same command again.', v_total);
+        ELSE
+            PERFORM pgrollout.note_waiting(p_run, p_step, v_blocked);
+            CALL pgrollout.nap(0.2 + random() * 0.3);
+        END IF;
+    END LOOP;
+    DELETE FROM pgrollout.cursor WHERE step_id = v_filled;
+    PERFORM pgrollout.step_ended(p_run, p_step, 'done',
+        CASE WHEN v_kept > 0 THEN format('%s rows keep what the application wrote or are gone', v_kept) END, v_total);
+    COMMIT;
+END
+$$;

@@ -1,0 +1,70 @@
+"""What the proof of a rollback counts as a difference."""
+
+from __future__ import annotations
+
+import contextlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.support.ledger import carry_out, claim, install, steps_of
+from tests.support.pictures import index_valid
+from tests.support.runs import assert_refused, words
+
+if TYPE_CHECKING:
+    from demo.server import Server
+    from tests.conftest import Database
+    from tests.support.walks import Walkers
+
+INDEX = "idx_epic_short_id"
+BUILD = f"CREATE INDEX CONCURRENTLY {INDEX} ON project_management_epics (short_id) WHERE short_id IS NOT NULL;"
+
+
+def invalid_index(server: Server, database: Database) -> None:
+    """As a build that was cut off before the rollout has left it."""
+    database.execute(BUILD.replace(" CONCURRENTLY", ""))
+    with contextlib.closing(server.connect(database.name)) as superuser, superuser.cursor() as cursor:
+        cursor.execute(f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{INDEX}'::regclass")
+
+
+@pytest.mark.parametrize("who", ["the rollout", "somebody else"])
+def test_an_index_that_was_invalid_is_missed_unless_the_rollout_built_it_anew(
+    server: Server, empty_database: Database, tmp_path: Path, who: str
+) -> None:
+    database = empty_database
+    invalid_index(server, database)
+    install(database)
+    run = claim(database)
+    database.execute("SELECT pgrollout.take_snapshot(%s, 'phase1', 0)", run)
+    if who == "the rollout":
+        carry_out(database, run, [step | {"state": "rebuild"} for step in steps_of(tmp_path, BUILD)])
+        assert index_valid(database, INDEX) is True
+    database.execute(f"DROP INDEX {INDEX}")
+    database.execute("SELECT pgrollout.end_rollback(%s, 'phase1')", run)
+    found = database.query("SELECT object, found, counts FROM pgrollout.catalog_differences('phase1')")
+    assert found == [(f"index public.{INDEX}", None, who == "somebody else")]
+
+
+@pytest.mark.ci
+def test_a_rollback_tells_of_an_index_that_was_invalid_before(server: Server, walkers: Walkers) -> None:
+    walk = walkers("invalid", empty=True)
+    invalid_index(server, walk.database)
+    walk("migrate", "--tags", "phase1")
+    assert index_valid(walk.database, INDEX) is True
+    said = words(walk("rollback", "--tags", "phase1"))
+    assert index_valid(walk.database, INDEX) is None
+    assert "phase1: the catalog is what it was before the phase, but for what was INVALID then," in said
+    assert f" was built anew and is gone now: index public.{INDEX}." in said
+
+
+@pytest.mark.ci
+def test_a_rollback_fails_where_somebody_else_changed_the_catalog(server: Server, walkers: Walkers) -> None:
+    walk = walkers("changed", empty=True)
+    invalid_index(server, walk.database)
+    walk("migrate", "--tags", "phase1")
+    walk.database.execute("CREATE INDEX a_strangers ON agents (status)")
+    run = walk("rollback", "--tags", "phase1", check=False)
+    before = "phase1 is rolled back, but the catalog is not what it was before: index public.a_strangers: found [CREATE"
+    assert_refused(run, before)
+    assert f"index public.{INDEX}: found" not in words(run)
