@@ -9,12 +9,13 @@ DEMO   := .demo
 # Each worker has a server of its own; a file's tests share its fixtures.
 PARALLEL := -n 2 --dist loadfile
 # What depends on the server's version: the SQL, the ledger's procedures, the whole way there and back.
-EACH_VERSION := tests/errata tests/integration/test_runner.py tests/integration/test_walk.py
+EACH_VERSION := tests/errata tests/integration/test_runner.py tests/integration/test_walk.py \
+	tests/integration/test_planner.py tests/integration/test_locks.py
 LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: FORCE help setup demo demo-circle demo-down test lint unit ci full requirements clean
+.PHONY: FORCE help setup demo demo-circle demo-down test lint lint-sql unit ci full requirements clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -55,6 +56,10 @@ lint: setup ## formats, types, YAML and Ansible rules
 	mypy
 	yamllint --strict .
 	ansible-lint
+	$(BIN)/python -m pgrollout.migration.lint sql > /dev/null
+
+lint-sql: setup ## what the planner says of the SQL in DIR, without a database (DIR=sql FORMAT=json)
+	@$(BIN)/python -m pgrollout.migration.lint $(or $(DIR),sql) --format $(or $(FORMAT),text)
 
 unit: setup ## the unit tests alone
 	pytest $(PARALLEL) tests/unit

@@ -16,6 +16,7 @@ FUNCTIONS = {
     "plan_apply": "migration.plan.plan_apply",
     "plan_rollback": "migration.plan.plan_rollback",
     "plan_lines": "migration.show.plan_lines",
+    "lint_lines": "migration.show.lint_lines",
     "segments": "migration.queries.segments",
     "segment_queries": "migration.queries.segment_queries",
     "check_queries": "migration.queries.check_queries",

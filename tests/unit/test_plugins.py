@@ -72,7 +72,7 @@ def test_every_filter_is_documented_as_it_is() -> None:
         assert found[name]["return"]["_value"]["type"], name
 
 
-@pytest.mark.parametrize("name", ["controller", "rollout"])
+@pytest.mark.parametrize("name", ["controller", "lint", "rollout"])
 def test_every_lookup_loads_and_is_documented(name: str) -> None:
     found = ansible_doc("lookup", name)[name]
     assert found["doc"]["short_description"]

@@ -31,6 +31,7 @@ def facts_queries(rollout: dict[str, Any], steps: list[dict[str, Any]]) -> list[
     request = {
         "schema": rollout["schema"],
         "relations": relations,
+        "functions": sorted({name for step in steps for name in step["functions"]}),
         "steps": [
             {
                 "id": step["id"] + (" (rollback)" if step.get("rollback") else ""),
@@ -50,7 +51,7 @@ def facts_queries(rollout: dict[str, Any], steps: list[dict[str, Any]]) -> list[
 def _twins(step: dict[str, Any]) -> list[str]:
     """The relations whose empty twins the probe needs: its own table first, then those that a foreign key points at."""
     target = step["object"]
-    if not step["probe"] or target["kind"] in ("view", "function"):
+    if not step["probe"] or target["kind"] in ("view", "function", "type", "sequence"):
         return []
     own = [] if target["kind"] == "table" else [target["table"]]
     return own + [lock["relation"] for lock in step["locks"] if lock["relation"] not in own]

@@ -11,9 +11,11 @@ import yaml
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
+from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import SqlFile, Statement, read_sql
-from pgrollout.migration.twin import twin_statement
 
+# Objects whose name says enough without a table's.
+_NAMED_ALONE = ("index", "table", "view", "function", "schema", "extension", "type", "sequence", "statistics")
 PHASE_KEYS = {"title", "objective", "expected_duration_minutes", "needs"}
 
 
@@ -31,13 +33,17 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
     folders = sorted((p for p in root.glob("phase*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not folders:
         raise RolloutError(f"{directory}: no phase* folders found; expected at least phase1/<migration>/apply.sql.")
-    phases = [_phase(folder, schema) for folder in folders]
+    gates = gate_names(root)
+    phases = [_phase(folder, schema, gates) for folder in folders]
     names = [phase["name"] for phase in phases]
     for phase in phases:
         for need in phase["needs"]:
             if need not in names[: names.index(phase["name"])]:
                 raise RolloutError(f"{directory}/{phase['name']}/phase.yml: needs '{need}', which is no earlier phase.")
-    _mark_overridden([step for phase in phases for migration in phase["migrations"] for step in migration["apply"]])
+    steps = [step for phase in phases for migration in phase["migrations"] for step in migration["apply"]]
+    _mark_overridden(steps)
+    refuse_namesakes(steps)
+    _settle_extensions(steps)
     immediate = _immediate(root / "immediate", phases, schema)
     return {
         "schema": schema,
@@ -50,7 +56,7 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
     """The emergency switch: a migration with `holds`, the steps that it takes away until told otherwise."""
     if not folder.is_dir():
         return None
-    found = _migration(folder, "immediate", schema, rollback=False)
+    found = _migration(folder, "immediate", schema, emergency=True)
     known = {step["id"]: step for phase in phases for migration in phase["migrations"] for step in migration["apply"]}
     names = [name.strip() for name in found["header"].get("Holds", "").split(",") if name.strip()]
     for name in names:
@@ -59,9 +65,23 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
     return found | {"holds": [known[name] for name in names]}
 
 
+def _settle_extensions(steps: list[dict[str, Any]]) -> None:
+    """Leaves of the functions that steps call those that the rollout itself brings by no extension and no function."""
+    made = {step["object"]["name"] for step in steps if step["kind"] in ("CREATE EXTENSION", "CREATE FUNCTION")}
+    for step in steps:
+        step["functions"] = {
+            name: extension
+            for name, extension in step["functions"].items()
+            if extension not in made and name not in {found.split(".")[-1] for found in made}
+        }
+
+
 def _mark_overridden(steps: list[dict[str, Any]]) -> None:
-    """Notes on each step that makes columns which later steps change their nullability or default."""
+    """Notes on each step that makes columns or an enum what later steps change of them or add to it."""
     for index, step in enumerate(steps):
+        if step["object"] and step["object"]["kind"] == "type":
+            added = [later["adds_label"] for later in steps[index + 1 :] if "adds_label" in later]
+            step["later_labels"] = [label for name, label in added if name == step["object"]["name"]]
         if not step["object"] or step["object"]["kind"] not in ("column", "table"):
             continue
         table, kind, name = step["object"]["table"], step["object"]["kind"], step["object"]["name"]
@@ -69,14 +89,14 @@ def _mark_overridden(steps: list[dict[str, Any]]) -> None:
         for later in steps[index + 1 :]:
             target = later["object"] or {"kind": "", "table": "", "name": ""}
             same = target["table"] == table and (kind == "table" or target["name"] == name)
-            if same and target["kind"] in ("not_null", "default"):
+            if same and target["kind"] in ("not_null", "default", "column_type"):
                 overridden.setdefault(target["name"], []).append(target["kind"])
         step["overridden"] = overridden
 
 
-def _phase(folder: Path, schema: str) -> dict[str, Any]:
+def _phase(folder: Path, schema: str, gates: frozenset[str]) -> dict[str, Any]:
     settings = _phase_settings(folder / "phase.yml")
-    migrations = [_migration(p, folder.name, schema) for p in sorted(folder.iterdir()) if p.is_dir()]
+    migrations = [_migration(p, folder.name, schema, gates) for p in sorted(folder.iterdir()) if p.is_dir()]
     if not migrations:
         raise RolloutError(f"{folder}: no migrations found; expected folders such as {folder}/001_name with apply.sql.")
     return {"name": folder.name, **settings, "migrations": migrations}
@@ -93,7 +113,19 @@ def _phase_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def _migration(folder: Path, phase: str, schema: str, rollback: bool = True) -> dict[str, Any]:
+def gate_names(root: Path) -> frozenset[str]:
+    """Every name that a gate file mentions: an index among them is not dropped without a word."""
+    return frozenset(
+        name
+        for path in sorted(root.glob("phase*/*/gates/*"))
+        if path.is_file()
+        for name in re.findall(r"\w+", _text(path))
+    )
+
+
+def _migration(
+    folder: Path, phase: str, schema: str, gates: frozenset[str] = frozenset(), emergency: bool = False
+) -> dict[str, Any]:
     text = _text(folder / "apply.sql")
     apply = read_sql(text, str(folder / "apply.sql"))
     name = folder.name
@@ -103,8 +135,10 @@ def _migration(folder: Path, phase: str, schema: str, rollback: bool = True) -> 
         "path": str(folder),
         "checksum": hashlib.sha256(text.encode()).hexdigest(),
         "header": apply.header,
-        "apply": _steps(apply, name, phase, schema),
-        "rollback": _steps(_file(folder / "rollback.sql"), name, phase, schema) if rollback else [],
+        "apply": steps_of_file(apply, name, phase, Classifier(schema, gates=gates, as_written=emergency)),
+        "rollback": []
+        if emergency
+        else steps_of_file(_file(folder / "rollback.sql"), name, phase, Classifier(schema, rollback=True, gates=gates)),
         "validate": _checks(_file(folder / "validate.sql")) if (folder / "validate.sql").exists() else [],
         "require": _checks(_file(folder / "require.sql")) if (folder / "require.sql").exists() else [],
     }
@@ -125,35 +159,34 @@ def _text(path: Path) -> str:
         raise RolloutError(f"{path}: cannot be read: {error.strerror}.") from None
 
 
-def _steps(file: SqlFile, migration: str, phase: str, schema: str) -> list[dict[str, Any]]:
-    classifier = Classifier(schema)
+def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classifier) -> list[dict[str, Any]]:
     steps: list[dict[str, Any]] = []
     taken: set[str] = set()
     for statement in file.statements:
-        step = classifier.classify(statement.node, statement.notes)
-        name = _step_name(statement, step, taken, file.path)
-        taken.add(name)
-        steps.append(
-            step
-            | {
-                "id": f"{migration}/{name}",
-                "name": name,
-                "migration": migration,
-                "phase": phase,
-                "sql": statement.sql,
-                "probe": twin_statement(statement.sql) if step["probe"] else "",
-                "where": f"{file.path}:{statement.line}",
-                "only_when": file.header.get("Only when", ""),
-                "done_when": statement.notes.get("Done when", "").rstrip(";"),
-                "restores": f"{migration}/{statement.notes['Restore']}" if "Restore" in statement.notes else "",
-            }
-        )
+        for number, step in enumerate(classifier.steps(statement)):
+            name = _step_name(statement, number, step, taken, file.path)
+            taken.add(name)
+            steps.append(
+                step
+                | {
+                    "id": f"{migration}/{name}",
+                    "name": name,
+                    "migration": migration,
+                    "phase": phase,
+                    "where": f"{file.path}:{statement.line}",
+                    "only_when": file.header.get("Only when", ""),
+                    "restores": f"{migration}/{statement.notes['Restore']}" if "Restore" in statement.notes else "",
+                }
+            )
     return steps
 
 
-def _step_name(statement: Statement, step: dict[str, Any], taken: set[str], path: str) -> str:
-    """The author's `-- Step:`, or a name made of the object and, where two steps share it, of the verb or a number."""
-    if "Step" in statement.notes:
+def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: set[str], path: str) -> str:
+    """The author's `-- Step:`, or a name made of the object and, where two steps share it, of the verb or a number.
+
+    number: which of the safe forms of the statement it is; the author's name is the first's.
+    """
+    if "Step" in statement.notes and number == 0:
         name = statement.notes["Step"]
         if not re.fullmatch(r"[a-z0-9_.-]+", name):
             raise RolloutError(
@@ -170,8 +203,8 @@ def _step_name(statement: Statement, step: dict[str, Any], taken: set[str], path
         if step["locks"]:
             stem += "_" + step["locks"][0]["relation"].split(".")[-1]
     else:
-        table, name = target["table"].split(".")[-1], target["name"].split(".")[-1]
-        stem = name if target["kind"] in ("index", "table", "view", "function", "schema") else f"{table}.{name}"
+        table, name = target["table"].split(".")[-1], (target["name"] or "unnamed").split(".")[-1]
+        stem = name if target["kind"] in _NAMED_ALONE else f"{table}.{name}"
     verb = step["kind"].lower().split()[0]
     candidates = [stem, f"{stem}.{verb}"] + [f"{stem}.{verb}{number}" for number in range(2, 100)]
     return next(candidate for candidate in candidates if candidate not in taken)

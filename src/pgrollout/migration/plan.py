@@ -1,7 +1,8 @@
 """The plan: which steps are satisfied, pending, in conflict or refused, given the SQL and the facts of one database.
 
 States of a step: satisfied | pending | rebuild (an invalid leftover of ours is replaced) | held (an operator took it
-away) | off (its switch is off) | conflict | refused.  For a rollback also: kept (stood there before the rollout).
+away) | off (its switch is off) | conflict | unproven (something of that name is there and cannot be compared) |
+refused.  For a rollback also: kept (stood there before the rollout).
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ import difflib
 import re
 from typing import Any
 
+from pgrollout.migration.hindrances import hindrance
+
 TO_DO = ("pending", "rebuild")
-STOPPERS = ("conflict", "refused")
+STOPPERS = ("conflict", "unproven", "refused")
 
 
 def plan_apply(
@@ -29,6 +32,7 @@ def plan_apply(
     unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing.
     """
     held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
+    decided_of = _decide_all(rollout, facts, switches, reapply)
     planned = []
     stoppers: list[str] = held_back
     drift: list[str] = []
@@ -37,8 +41,8 @@ def plan_apply(
         steps = []
         unrecorded = []
         for migration in phase["migrations"]:
-            decided = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
-            steps += _scaffolds(decided, migration["apply"])
+            decided = [decided_of[step["id"]] for step in migration["apply"]]
+            steps += decided
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
                 unrecorded.append(migration["name"])
@@ -134,6 +138,22 @@ def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
+def _decide_all(
+    rollout: dict[str, Any], facts: dict[str, Any], switches: dict[str, bool], reapply: list[str]
+) -> dict[str, dict[str, Any]]:
+    """Every apply step by its id, with its state and reason."""
+    decided = []
+    for phase in rollout["phases"]:
+        for migration in phase["migrations"]:
+            steps = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
+            decided += _scaffolds(steps, migration["apply"])
+    _successions(decided, facts)
+    for step in decided:
+        if step["state"] in TO_DO and (found := hindrance(step, facts)):
+            step |= {"state": "refused", "reason": found}
+    return {step["id"]: step for step in decided}
+
+
 def _decide(
     step: dict[str, Any], facts: dict[str, Any], switches: dict[str, bool], reapply: list[str]
 ) -> dict[str, Any]:
@@ -173,17 +193,28 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
         return {"state": "satisfied" if actual["not_null"] else "pending"}
     if kind == "comment":
         return {"state": "satisfied" if actual["text"] == step["object"]["text"] else "pending"}
-    if kind == "default":
-        return {"state": "satisfied" if actual["default"] == (wanted or {}).get("default") else "pending"}
     if kind in ("schema", "extension"):
         return {"state": "satisfied"}
+    if fact.get("unproven"):
+        reason = f"{label_of(step['object'])} is there and cannot be compared with ours: {fact['unproven']}"
+        return {"state": "unproven", "reason": reason}
+    if kind == "default":
+        return {"state": "satisfied" if actual["default"] == (wanted or {}).get("default") else "pending"}
+    if kind == "column_type":
+        return {"state": "satisfied" if actual["type"] == (wanted or {}).get("type") else "pending"}
+    if not step["probe"] and kind != "table":  # its name is all that can be compared
+        return {"state": "satisfied"}
+    if kind == "type":
+        later = step.get("later_labels", [])
+        actual = actual | {"labels": [label for label in actual["labels"] if label not in later]}
     differences = _differences(kind, actual, wanted or {}, step.get("overridden", {}))
     if differences:
         return {
             "state": "conflict",
             "reason": f"{label_of(step['object'])} exists with another definition; "
             + "; ".join(differences)
-            + ". Rename or drop the one that is there, or correct the migration.",
+            + ". Rename or drop the one that is there, or correct the migration"
+            + (", or say '-- Accept: replace because <reason>' above it." if step.get("replace") else "."),
         }
     if kind == "index" and actual["building"]:
         if str(actual.get("builder")).startswith("pgrollout/"):  # it outlived its playbook; the claim waits for it
@@ -203,10 +234,10 @@ def _differences(
 ) -> list[str]:
     """What differs, each as 'found …, expected …'; [] where what is there is what is asked for.
 
-    overridden: {column: [not_null | default]} that a later step of the rollout changes, so no difference.
+    overridden: {column: [not_null | default | column_type]} that a later step of the rollout changes, so no difference.
     """
     if kind == "column":
-        excused = [aspect for aspects in overridden.values() for aspect in aspects]
+        excused = ["type" if aspect == "column_type" else aspect for found in overridden.values() for aspect in found]
         names = [name for name in ("type", "not_null", "default", "generated") if name not in excused]
         pairs = [(name, actual[name], wanted.get(name)) for name in names]
         pairs += [
@@ -219,7 +250,7 @@ def _differences(
             (f"constraint {n}", actual["constraints"].get(n), d) for n, d in wanted.get("constraints", {}).items()
         ]
     else:
-        pairs = [("definition", actual["definition"], wanted.get("definition"))]
+        pairs = [(name, actual.get(name), wanted.get(name)) for name in ("definition", "labels")]
     return [f"{name}: found [{found}], expected [{expected}]" for name, found, expected in pairs if found != expected]
 
 
@@ -248,6 +279,40 @@ def _scaffolds(decided: list[dict[str, Any]], steps: list[dict[str, Any]]) -> li
             for i in mine:
                 decided[i]["state"] = "satisfied" if used else "pending"
     return decided
+
+
+def _successions(decided: list[dict[str, Any]], facts: dict[str, Any]) -> None:
+    """Settles what is made, replaced or dropped by more than one step: where the last is done, so are those before."""
+    by_object: dict[str, list[dict[str, Any]]] = {}
+    for step in decided:
+        if step["object"] and step["truth"] == "catalog" and step["object"]["kind"] not in _ASPECTS:
+            by_object.setdefault(_key(step["object"]), []).append(step)
+    for steps in by_object.values():
+        for index, step in enumerate(steps):
+            earlier, later = steps[:index], steps[index + 1 :]
+            drops = step["kind"].startswith("DROP")
+            made_anew = any(s["state"] == "satisfied" and not s["kind"].startswith("DROP") for s in later)
+            dropped = any(s["kind"].startswith("DROP") and _stands(facts, s) for s in later)
+            if (drops and made_anew) or (step["state"] == "conflict" and made_anew) or (not drops and dropped):
+                if step["state"] in ("pending", "conflict"):
+                    step |= {"state": "satisfied", "reason": ""}
+            elif drops and any(s["state"] == "pending" and not s["kind"].startswith("DROP") for s in earlier):
+                step |= {"state": "pending"}  # not there to be dropped because it is not yet made
+            elif step["state"] == "conflict" and _gives_way(step, earlier):
+                step |= {"state": "pending", "reason": "takes the place of another definition"}
+
+
+# What a step says of an object that another one made; several such steps follow each other as a matter of course.
+_ASPECTS = ("not_null", "default", "validation", "comment", "column_type")
+
+
+def _gives_way(step: dict[str, Any], earlier: list[dict[str, Any]]) -> bool:
+    """Whether what stands there with another definition is dropped first, or may be replaced."""
+    if any(other["kind"].startswith("DROP") and other["state"] == "pending" for other in earlier):
+        return True
+    if not step.get("replace"):
+        return False
+    return bool(earlier) or any(hazard == "replace" for hazard, _ in step["accepts"])
 
 
 def _same_name(one: dict[str, Any], other: dict[str, Any]) -> bool:
@@ -299,7 +364,7 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
     relations = facts.get("relation", {})
     locks = list(step["locks"])
     actual = fact.get("actual")
-    if step["kind"].startswith("DROP INDEX") and actual:
+    if step["kind"].startswith(("DROP INDEX", "DROP STATISTICS")) and actual:
         locks = [{"relation": actual["table"], "mode": "SHARE UPDATE EXCLUSIVE"}]
     if step["kind"] == "DROP TABLE" and locks:
         others = relations.get(locks[0]["relation"], {}).get("references", [])

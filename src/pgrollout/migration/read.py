@@ -10,6 +10,7 @@ from typing import Any
 from pglast import parser
 
 from pgrollout.errors import RolloutError
+from pgrollout.migration.hazards import accepted_hazard
 
 HEADER_KEYS = ("Migration", "Description", "Risk Level", "Expected duration", "Locks", "Only when", "Holds")
 STEP_KEYS = ("Step", "Backfill", "New rows", "Done when", "Restore", "Check", "Refuses")
@@ -18,12 +19,16 @@ _KEY_LINE = re.compile(r"^--\s*([A-Za-z]+(?: [A-Za-z]+)?):\s*(.*?)\s*$")
 
 @dataclass(frozen=True)
 class Statement:
-    """One statement: its SQL, the line of its first word, its parse tree, the keys of the comment lines above it."""
+    """One statement: its SQL, the line of its first word, its parse tree, what the comment lines above it say.
+
+    accepts: (hazard, reason) of each `-- Accept:` line.
+    """
 
     sql: str
     line: int
     node: Any
     notes: dict[str, str] = field(default_factory=dict)
+    accepts: list[tuple[str, str]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -56,16 +61,22 @@ def read_sql(text: str, path: str) -> SqlFile:
         start = stmt.stmt_location
         end = start + stmt.stmt_len if stmt.stmt_len else len(text)
         notes: dict[str, str] = {}
+        accepts: list[tuple[str, str]] = []
         for token in comments:
             if previous_end <= token.start < start:
                 line = _line(text, token.start)
-                key, value = _key_value(text[token.start : token.end + 1], path, line)
+                comment = text[token.start : token.end + 1]
+                if hazard := accepted_hazard(comment, f"{path}:{line}"):
+                    accepts.append(hazard)
+                    continue
+                key, value = _key_value(comment, path, line)
                 given = header if key in HEADER_KEYS and not statements else notes
                 if key in given:
                     raise RolloutError(f"{path}:{line}: '{key}:' stands twice over the same statement; write it once.")
                 if given is header or key in STEP_KEYS:
                     given[key] = value
-        statements.append(Statement(text[start:end].strip().rstrip(";"), _line(text, start), stmt.stmt, notes))
+        sql = text[start:end].strip().rstrip(";")
+        statements.append(Statement(sql, _line(text, start), stmt.stmt, notes, accepts))
         previous_end = end
     return SqlFile(path, header, statements)
 
@@ -75,7 +86,7 @@ def _key_value(comment: str, path: str, line: int) -> tuple[str, str]:
     match = _KEY_LINE.match(comment)
     if not match:
         return "", ""
-    known = {key.casefold(): key for key in HEADER_KEYS + STEP_KEYS}
+    known = {key.casefold(): key for key in (*HEADER_KEYS, *STEP_KEYS, "Accept")}
     key = known.get(match[1].casefold(), match[1])
     if key not in known.values():
         near = difflib.get_close_matches(key.casefold(), known, 1, 0.8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from typing import Any
 
 _MARK = {
@@ -139,3 +140,23 @@ def status_lines(plan: dict[str, Any]) -> list[str]:
         lines += [f"  held: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "held"]
         lines += [f"  invalid: {step['id']}: {step['reason']}" for step in phase["steps"] if step["state"] == "rebuild"]
     return lines + [f"problem: {sentence}" for sentence in plan["stoppers"]]
+
+
+def lint_lines(result: dict[str, Any]) -> list[str]:
+    """The result for people: a line a finding, the safe form below what it takes the place of.
+
+    What is said of several statements alike is said once.
+    """
+    lines = []
+    said = Counter(finding["message"] for finding in result["findings"] if finding["level"] == "warning")
+    for finding in result["findings"]:
+        if finding["level"] == "warning":
+            count = said.pop(finding["message"], 0)
+            if count:
+                more = f" (and {count - 1} more)" if count > 1 else ""
+                lines.append(f"warning   {finding['where']}{more}: {finding['message']}")
+            continue
+        message = finding["message"] or " ".join(finding["sql"].split())[:100]
+        lines.append(f"{finding['level']:9} {finding['where']}: {message}")
+        lines += [f"            + {line}" for form in finding["becomes"] for line in form.splitlines()]
+    return [*lines, f"{result['files']} files, {result['steps']} steps, {result['refused']} refused"]
