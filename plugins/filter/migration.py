@@ -32,6 +32,8 @@ FUNCTIONS = {
     "unknown_names": "migration.plan.unknown_names",
     "server_message": "migration.show.server_message",
     "step_failure": "migration.show.failure",
+    "failed_build": "migration.show.failed_build",
+    "leftover_queries": "migration.queries.leftover_queries",
     "stop_advice": "migration.show.stop_advice",
     "connection_remedy": "connection.connection_remedy",
 }

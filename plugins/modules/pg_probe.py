@@ -60,6 +60,18 @@ options:
     type: list
     elements: str
     default: []
+  measure:
+    description: Whether anything is measured; without it the process only watches over the run's concurrent builds.
+    type: bool
+    default: true
+  instead:
+    description: Who measures where this does not.
+    type: str
+    default: ""
+  build_max_wait_s:
+    description: A concurrent build that waits longer than this for others is cancelled.
+    type: int
+    default: 1800
   interval_ms:
     description: Time from one operation on a table to the next.
     type: int
@@ -119,6 +131,12 @@ options:
     default: prefer
   ca_cert:
     description: Root certificate that the server's certificate is checked against.
+    type: path
+  ssl_cert:
+    description: Client certificate.
+    type: path
+  ssl_key:
+    description: Key of the client certificate.
     type: path
   connect_params:
     description: Further settings of libpq, such as passfile.
@@ -423,7 +441,7 @@ class Probe:
         self._lost: set[str] = set()
         self._aborted = False
         self._stopped = threading.Event()
-        found = rows(self._ledger, TABLES, params["tables"]) if params["tables"] else []
+        found = rows(self._ledger, TABLES, params["tables"]) if params["tables"] and params["measure"] else []
         self.tables, self.left_out = choose(found, params["max_tables"])
         interval = params["interval_ms"] / 1000
         self._probers = [Prober(name, self._settings, plan, interval) for name, plan in self._plans().items()]
@@ -437,6 +455,8 @@ class Probe:
             prober.begin = self._begun + interval * place / len(self._probers)  # not all at once
 
     def _plans(self) -> dict[str, Callable[[Any], list[str]]]:
+        if not self._params["measure"]:
+            return {}
         commit = f"UPDATE pgrollout.probe_commit SET at = clock_timestamp() WHERE run_id = {self._run:d}"
         plans: dict[str, Callable[[Any], list[str]]] = {COMMIT: lambda _: [commit]}
         for name in self.tables:
@@ -446,6 +466,7 @@ class Probe:
     def _register(self) -> None:
         about = {key: self._params[key] for key in ("interval_ms", "warn_ms", "alert_ms", "keep_days")}
         about.update(host=socket.gethostname(), pid=os.getpid(), tables=self.tables, left_out=self.left_out)
+        about.update(measures=self._params["measure"], instead=self._params["instead"])
         ((begun,),) = rows(self._ledger, "SELECT pgrollout.probe_begin(%s, %s)", self._run, json.dumps(about))
         if not begun:
             raise Refused(
@@ -494,6 +515,7 @@ class Probe:
         """Write what there is; why the probe has to end, '' where it goes on."""
         self._collect()
         alone = bool(self._controller) and identity(self._params["controller_pid"]) != self._controller
+        self._tell("SELECT pgrollout.watch(%s, %s)", self._run, self._params["build_max_wait_s"])
         answer = self._tell("SELECT pgrollout.probe_beat(%s, %s, %s)", self._run, json.dumps(self._unsent), alone)
         if answer is None:
             silent = time.monotonic() - self._ledger_seen > UNREACHABLE_S
@@ -544,6 +566,8 @@ def libpq(params: dict[str, Any]) -> dict[str, Any]:
         "dbname": params["login_db"],
         "sslmode": params["ssl_mode"],
         "sslrootcert": params["ca_cert"],
+        "sslcert": params["ssl_cert"],
+        "sslkey": params["ssl_key"],
         "application_name": f"pgrollout-probe/{params['run']}",
     }
     return {key: value for key, value in wanted.items() if value not in (None, "")}
@@ -636,6 +660,9 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "run": {"type": "int", "required": True},
+            "measure": {"type": "bool", "default": True},
+            "instead": {"type": "str", "default": ""},
+            "build_max_wait_s": {"type": "int", "default": 1800},
             "tables": names,
             "writes": names,
             "interval_ms": {"type": "int", "default": 100},
@@ -654,6 +681,8 @@ def main() -> None:
             "login_db": {"type": "str", "required": True},
             "ssl_mode": {"type": "str", "default": "prefer"},
             "ca_cert": {"type": "path"},
+            "ssl_cert": {"type": "path"},
+            "ssl_key": {"type": "path", "no_log": False},
             "connect_params": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

@@ -316,17 +316,20 @@ def test_what_is_wrong_is_said_in_one_sentence(ledger: Database, run: int) -> No
     assert "interval_ms is 1000; expected 10 to 100" in call(ledger, run, ITEM, interval_ms=1000)["msg"]
 
 
-def test_who_measures_instead_is_in_the_report(ledger: Database) -> None:
-    first = claim(ledger)
-    ledger.execute(f"SELECT pgrollout.probe_off({first}, 'the load test of team B')")
-    assert (
-        lines(ledger, first)
-        == "downtime: measured by the load test of team B, not by this run (probe_enabled is false)"
-    )
-    finish(ledger, first)
-    second = claim(ledger)
-    ledger.execute(f"SELECT pgrollout.probe_off({second}, '')")
-    assert lines(ledger, second).startswith("downtime: NOT measured")
+@pytest.mark.parametrize(
+    ("instead", "said"),
+    [
+        (
+            "the load test of team B",
+            "downtime: measured by the load test of team B, not by this run (probe_enabled is false)",
+        ),
+        ("", "downtime: NOT measured (probe_enabled is false, and probe_instead names nothing)"),
+    ],
+)
+def test_who_measures_instead_is_in_the_report(ledger: Database, run: int, instead: str, said: str) -> None:
+    with probing(ledger, run, ITEM, measure=False, instead=instead):
+        assert lines(ledger, run) == said
+        assert ledger.value("SELECT count(*) FROM pg_stat_activity WHERE application_name ~ '^pgrollout-probe'") == 1
 
 
 # ---- from a playbook
@@ -390,4 +393,4 @@ def test_the_report_of_a_run_and_the_switch(ledger: Database, playbook: Playbook
     assert (
         "downtime: measured by telescope" in playbook("migrate.yml", *off, database=ledger, variables=variables).stdout
     )
-    assert ledger.value("SELECT count(*) FROM pgrollout.probe WHERE started_at IS NOT NULL") == 2
+    assert ledger.value("SELECT count(*) FROM pgrollout.probe WHERE measures") == 2

@@ -111,7 +111,8 @@ def probing(database: Database, run: int, *tables: str, **changes: Any) -> Itera
     assert "pid" in answer, answer
     probe = Probe(database, run, answer["pid"], answer["left_out"])
     try:
-        probe.sampled()
+        if changes.get("measure", True):
+            probe.sampled()
         yield probe
     finally:
         if lives(probe.pid):

@@ -20,6 +20,8 @@ CREATE TABLE IF NOT EXISTS pgrollout.run (
     status text NOT NULL DEFAULT 'running',
     step text NOT NULL DEFAULT 'start',
     waiting_for text,
+    -- Means something while waiting_for does.
+    waiting_since timestamptz,
     message text,
     took_over bigint REFERENCES pgrollout.run
 );

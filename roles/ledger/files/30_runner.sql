@@ -60,7 +60,9 @@ $$;
 -- What the run waits for, for status(); and as an event each time that it is something else.
 CREATE OR REPLACE FUNCTION pgrollout.note_waiting(p_run bigint, p_step jsonb, p_for text) RETURNS void LANGUAGE sql AS $$
     WITH changed AS (
-        UPDATE pgrollout.run SET waiting_for = p_for WHERE run_id = p_run AND waiting_for IS DISTINCT FROM p_for RETURNING 1)
+        UPDATE pgrollout.run
+        SET waiting_for = p_for, waiting_since = CASE WHEN waiting_for IS NULL THEN clock_timestamp() ELSE waiting_since END
+        WHERE run_id = p_run AND waiting_for IS DISTINCT FROM p_for RETURNING 1)
     INSERT INTO pgrollout.event (run_id, step_id, what, detail)
     SELECT p_run, p_step ->> 'id', 'waiting', p_for FROM changed
 $$;
@@ -223,6 +225,7 @@ BEGIN
         RAISE EXCEPTION 'index % is not valid after its build', p_step -> 'object' ->> 'name'
             USING HINT = 'Start the same command again; it replaces the invalid index.';
     END IF;
+    UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
     PERFORM pgrollout.step_ended(p_run, p_step, 'done', NULL,
         coalesce((SELECT c.reltuples::bigint FROM pg_class AS c WHERE c.oid = v_index), 0));
 END

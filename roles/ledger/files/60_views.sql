@@ -43,7 +43,7 @@ $$;
 
 -- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.
 CREATE OR REPLACE FUNCTION pgrollout.status() RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
-    SELECT 'open: ' || pgrollout.describe_run(r.run_id) || coalesce('; waits for ' || r.waiting_for, '')
+    SELECT 'open: ' || pgrollout.describe_run(r.run_id) || coalesce(format('; waits since %s UTC for %s', to_char(r.waiting_since AT TIME ZONE 'utc', 'HH24:MI:SS'), r.waiting_for), '')
     FROM pgrollout.run AS r WHERE r.ended_at IS NULL
     UNION ALL
     SELECT format('last: run %s (%s) by %s on %s: %s at %s UTC%s', r.run_id, r.kind, r.operator, r.host, r.status,

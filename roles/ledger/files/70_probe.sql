@@ -1,7 +1,8 @@
 -- What the downtime probe measured: how long the application would have waited, table by table and second by second.
 -- The probe itself is plugins/modules/pg_probe.py.
 
--- The probe of a run: what it looks at and how it ended. A row without started_at: it was switched off for that run.
+-- The probe of a run: what it looks at and how it ended. Switched off it measures nothing, and still watches over the run's
+-- concurrent builds.
 CREATE TABLE IF NOT EXISTS pgrollout.probe (
     run_id bigint PRIMARY KEY REFERENCES pgrollout.run,
     host text,
@@ -12,9 +13,10 @@ CREATE TABLE IF NOT EXISTS pgrollout.probe (
     interval_ms integer,
     warn_ms integer NOT NULL DEFAULT 1000,
     alert_ms integer NOT NULL DEFAULT 30000,
+    measures boolean NOT NULL DEFAULT true,
     -- Who measures in its place.
     instead text,
-    started_at timestamptz,
+    started_at timestamptz NOT NULL,
     asked_to_end boolean NOT NULL DEFAULT false,
     ended_at timestamptz,
     reason text
@@ -53,10 +55,11 @@ CREATE OR REPLACE FUNCTION pgrollout.probe_begin(p_run bigint, p_probe jsonb) RE
     INSERT INTO pgrollout.probe_commit (run_id) SELECT r.run_id FROM pgrollout.run AS r
     WHERE r.run_id = p_run AND r.ended_at IS NULL ON CONFLICT DO NOTHING;
     WITH begun AS (
-        INSERT INTO pgrollout.probe (run_id, host, pid, tables, left_out, interval_ms, warn_ms, alert_ms, started_at)
-        SELECT r.run_id, p.host, p.pid, p.tables, p.left_out, p.interval_ms, p.warn_ms, p.alert_ms, clock_timestamp()
+        INSERT INTO pgrollout.probe (run_id, host, pid, tables, left_out, interval_ms, warn_ms, alert_ms, measures, instead, started_at)
+        SELECT r.run_id, p.host, p.pid, p.tables, p.left_out, p.interval_ms, p.warn_ms, p.alert_ms, coalesce(p.measures, true),
+               nullif(p.instead, ''), clock_timestamp()
         FROM jsonb_to_record(p_probe) AS p (host text, pid integer, tables text[], left_out text[], interval_ms integer,
-                                            warn_ms integer, alert_ms integer)
+                                            warn_ms integer, alert_ms integer, measures boolean, instead text)
         JOIN pgrollout.run AS r ON r.run_id = p_run AND r.ended_at IS NULL
         ON CONFLICT DO NOTHING RETURNING 1)
     SELECT EXISTS (SELECT FROM begun)
@@ -122,13 +125,8 @@ CREATE OR REPLACE FUNCTION pgrollout.probe_abort(p_run bigint, p_why text, p_lim
     INSERT INTO pgrollout.event (run_id, what, detail) SELECT p_run, 'abort', a.why FROM advice AS a, asked
 $$;
 
--- For a run whose downtime somebody else measures, or nobody.
-CREATE OR REPLACE FUNCTION pgrollout.probe_off(p_run bigint, p_instead text) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO pgrollout.probe (run_id, instead) VALUES (p_run, nullif(p_instead, '')) ON CONFLICT DO NOTHING
-$$;
-
 CREATE OR REPLACE FUNCTION pgrollout.probe_ask_to_end(p_run bigint) RETURNS void LANGUAGE sql AS $$
-    UPDATE pgrollout.probe SET asked_to_end = true WHERE run_id = p_run AND started_at IS NOT NULL AND ended_at IS NULL
+    UPDATE pgrollout.probe SET asked_to_end = true WHERE run_id = p_run AND ended_at IS NULL
 $$;
 
 -- Waits until the probe has written its last samples; one that was killed is not waited for any longer than that.
@@ -136,7 +134,7 @@ CREATE OR REPLACE PROCEDURE pgrollout.probe_await_end(p_run bigint, p_seconds do
 DECLARE
     v_until timestamptz := clock_timestamp() + make_interval(secs => p_seconds);
 BEGIN
-    WHILE EXISTS (SELECT FROM pgrollout.probe WHERE run_id = p_run AND started_at IS NOT NULL AND ended_at IS NULL)
+    WHILE EXISTS (SELECT FROM pgrollout.probe WHERE run_id = p_run AND ended_at IS NULL)
           AND clock_timestamp() < v_until LOOP
         CALL pgrollout.nap(0.1);
     END LOOP;
@@ -187,9 +185,9 @@ CREATE OR REPLACE FUNCTION pgrollout.probe_lines(p_run bigint) RETURNS TABLE (li
         FROM pgrollout.probe_phase WHERE run_id = p_run
     ), sorted AS (
         SELECT 1 AS place, NULL::timestamptz AS at, CASE
-            WHEN p.started_at IS NULL AND p.instead IS NULL
+            WHEN NOT p.measures AND p.instead IS NULL
                 THEN 'downtime: NOT measured (probe_enabled is false, and probe_instead names nothing)'
-            WHEN p.started_at IS NULL THEN format('downtime: measured by %s, not by this run (probe_enabled is false)', p.instead)
+            WHEN NOT p.measures THEN format('downtime: measured by %s, not by this run (probe_enabled is false)', p.instead)
             ELSE format('downtime probe: %s table%s and the commit, each %s times a second, %s to %s', cardinality(p.tables),
                         CASE WHEN cardinality(p.tables) <> 1 THEN 's' END, round(1000.0 / p.interval_ms), pgrollout.clock(p.started_at),
                         pgrollout.clock(coalesce(p.ended_at, p.last_second, p.started_at))) END AS line
@@ -199,7 +197,7 @@ CREATE OR REPLACE FUNCTION pgrollout.probe_lines(p_run bigint) RETURNS TABLE (li
         UNION ALL
         SELECT 3, NULL, format('WARNING: the downtime probe was heard of last at %s; what came then is not measured',
                                pgrollout.clock(coalesce(p.last_second, p.started_at)))
-        FROM probe AS p WHERE p.started_at IS NOT NULL AND p.ended_at IS NULL
+        FROM probe AS p WHERE p.measures AND p.ended_at IS NULL
         UNION ALL
         SELECT 4, d.started_at,
                format('%s: longest stall %s ms (%s at %s; before %s, after %s); %s errors in %s operations; p50/p99 %s/%s ms '

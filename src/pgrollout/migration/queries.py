@@ -87,6 +87,18 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
     return queries
 
 
+def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]) -> list[str]:
+    """Drops what a failed build left behind, unless somebody uses the table: then the next run replaces it."""
+    run, hasty = int(run_id), settings | {"give_up_s": 5}
+    locks = json.dumps([lock | {"mode": "ACCESS EXCLUSIVE"} for lock in step["locks"]])
+    return [
+        f"CALL pgrollout.enter({run}, {literal(step['id'])})",
+        f"SELECT set_config('pgrollout.settings', {literal(json.dumps(hasty))}, false)",
+        f"CALL pgrollout.await_locks({run}, {literal(json.dumps({'id': step['id']}))}, {literal(locks)})",
+        f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}",
+    ]
+
+
 # A backfill leaves a dead row for each that it changes. On a larger table they are vacuumed away each time this part of
 # the rows is visited, so that the table grows by that part and not to twice its size.
 VACUUM_PART = 0.2

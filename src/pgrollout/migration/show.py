@@ -86,14 +86,26 @@ def failure(results: list[dict[str, Any]], segments: list[dict[str, Any]]) -> st
     for number, result in enumerate(results):
         if result.get("failed"):
             message = str(result.get("msg", ""))
-            failed = message.split(", query list:")[0]
-            named = re.search(r"this_step\('((?:[^']|'')+)'\)", failed)
-            quoted = [
-                step["id"] for step in segments[number]["steps"] if f"Cannot execute SQL '{step['sql']}'" in failed
-            ]
-            where = named[1] if named else [*quoted, segments[number]["label"]][0]
-            return f"{where}: {server_message(message)}"
+            return f"{_where(message, segments[number])}: {server_message(message)}"
     return ""
+
+
+def failed_build(results: list[dict[str, Any]], segments: list[dict[str, Any]]) -> dict[str, Any]:
+    """The step of the first failed segment that failed, if it is a concurrent build; {} otherwise."""
+    for number, result in enumerate(results):
+        if result.get("failed"):
+            name = _where(str(result.get("msg", "")), segments[number])
+            steps = [step for step in segments[number]["steps"] if step["id"] == name]
+            return steps[0] if steps and steps[0]["kind"].startswith("CREATE INDEX CONCURRENTLY") else {}
+    return {}
+
+
+def _where(message: str, segment: dict[str, Any]) -> str:
+    """The id of the step that a module's error message is about, or the segment's label."""
+    failed = message.split(", query list:")[0]
+    named = re.search(r"this_step\('((?:[^']|'')+)'\)", failed)
+    quoted = [step["id"] for step in segment["steps"] if f"Cannot execute SQL '{step['sql']}'" in failed]
+    return str(named[1] if named else [*quoted, segment["label"]][0])
 
 
 def stop_advice(why: str) -> str:
