@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
+from pgrollout.migration.locks import conflict
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -28,7 +29,8 @@ def plan_apply(
     """Plans the way forward through `phases` (all of them where the list is empty).
 
     facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
-    Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states}.
+    Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states,
+    blockers: [{pid, relation, mode, user, application, state, seconds, query}]} (who is in the way right now).
     unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing.
     """
     held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
@@ -71,6 +73,7 @@ def plan_apply(
         "unfinished": facts.get("ledger", {}).get("open", False) or any(phase["unrecorded"] for phase in planned),
         "stoppers": stoppers + drift,
         "states": state_of,
+        "blockers": _blockers(planned, facts),
     }
 
 
@@ -101,6 +104,8 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
             touched = any(_stands(facts, step) for step in migration["apply"])
             for step in migration["rollback"]:
                 decided = _decide_rollback(step, facts, made, filled) if touched else _untouched(step)
+                if decided["state"] in TO_DO and (found := hindrance(decided, facts)):
+                    decided |= {"state": "refused", "reason": found}
                 steps.append(decided)
                 if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
                     loses.append(
@@ -379,6 +384,25 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
     return {"locks": locks, "rows": known.get("rows", 0), "bytes": known.get("bytes", 0)}
 
 
+def _blockers(planned: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of those who hold locks or snapshots now, the ones that a step which is to do would have to wait for."""
+    to_do = [step for phase in planned for step in phase["steps"] if step["state"] in TO_DO]
+    wanted = {(lock["relation"], lock["mode"]) for step in to_do for lock in step["locks"]}
+    waits = any(step["mode"] == "concurrent" for step in to_do)
+    return [
+        found
+        for found in facts.get("blocker", [])
+        if (found["mode"] == "SNAPSHOT" and waits)
+        or any(relation == found["relation"] and conflict(mode, found["mode"]) for relation, mode in wanted)
+        # A concurrent build or drop waits for whoever uses its table, whatever the locks say.
+        or any(
+            step["mode"] == "concurrent" and lock["relation"] == found["relation"] and found["mode"] != "ACCESS SHARE"
+            for step in to_do
+            for lock in step["locks"]
+        )
+    ]
+
+
 def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]) -> list[str]:
     recorded = facts.get("ledger", {}).get("migrations", {}).get(migration["name"])
     if not recorded or recorded["checksum"] == migration["checksum"] or migration["name"] in accepted:
@@ -392,7 +416,7 @@ def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]
 
 def _phase_state(steps: list[dict[str, Any]]) -> str:
     states = {step["state"] for step in steps}
-    if not states & {"pending", "rebuild", "conflict", "refused"}:
+    if not states & {*TO_DO, *STOPPERS}:
         return "applied"
     return "partly applied" if "satisfied" in states else "not applied"
 
