@@ -92,26 +92,25 @@ DECLARE
         FROM jsonb_array_elements_text(p_spec -> 'key') WITH ORDINALITY AS k (name, place)
         JOIN pg_attribute AS a ON a.attrelid = to_regclass(p_spec ->> 'table') AND a.attname = k.name ORDER BY k.place);
     v_keys integer := cardinality(v_types);
-    v_plan jsonb;
-    v_off text[];
-BEGIN
-    IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_batch') THEN
-        DEALLOCATE pgrollout_batch;
-    END IF;
-    EXECUTE format('PREPARE pgrollout_batch (%s) AS %s', array_to_string(v_types || v_types, ', '),
+    v_prepare text := format('PREPARE pgrollout_batch (%s) AS %s', array_to_string(v_types || v_types, ', '),
         pgrollout.batch_sql(p_step, p_spec,
             (SELECT format('(%s)', string_agg('$' || n, ', ' ORDER BY n)) FROM generate_series(1, v_keys) AS n),
             (SELECT format('(%s)', string_agg('$' || n, ', ' ORDER BY n)) FROM generate_series(v_keys + 1, 2 * v_keys) AS n)));
-    -- A table of a megabyte is read faster as a whole, and the planner knows it.
-    IF pg_relation_size(to_regclass(p_spec ->> 'table')) <= 1024 * 1024 THEN
-        RETURN '{}';
-    END IF;
+    v_plan jsonb;
+    v_off text[];
+BEGIN
     PERFORM set_config('plan_cache_mode', 'force_generic_plan', true);
     FOREACH v_off SLICE 1 IN ARRAY ARRAY[['', '', ''], ['enable_seqscan', '', ''], ['enable_seqscan', 'enable_hashjoin', 'enable_mergejoin']] LOOP
         v_off := array_remove(v_off, '');
         PERFORM set_config(s, 'off', true) FROM unnest(v_off) AS s;
+        -- Anew: a plan that was made under other settings is kept.
+        IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_batch') THEN
+            DEALLOCATE pgrollout_batch;
+        END IF;
+        EXECUTE v_prepare;
         EXECUTE format('EXPLAIN (FORMAT JSON) EXECUTE pgrollout_batch (%s)', array_to_string(array_fill('NULL'::text, ARRAY[2 * v_keys]), ', ')) INTO v_plan;
-        IF pgrollout.walks_index(v_plan, p_spec ->> 'alias') THEN
+        -- A table of a megabyte is read faster as a whole, and the planner knows it.
+        IF pg_relation_size(to_regclass(p_spec ->> 'table')) <= 1024 * 1024 OR pgrollout.walks_index(v_plan, p_spec ->> 'alias') THEN
             RETURN v_off;
         END IF;
     END LOOP;
