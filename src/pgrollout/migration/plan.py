@@ -379,9 +379,46 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
         found = {match[1] for text in definitions if (match := re.search(r"REFERENCES ([^\s(]+)\(", text))}
         others = sorted(name if "." in name else f"{locks[0]['relation'].split('.')[0]}.{name}" for name in found)
         locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others if name != locks[0]["relation"]]
+    locks = _with_kin(step, locks, relations)
     table = locks[0]["relation"] if locks else ""
     known = relations.get(table, {})
     return {"locks": locks, "rows": known.get("rows", 0), "bytes": known.get("bytes", 0)}
+
+
+# Changes that reach the partitions and heirs of their table too.
+_RECURSES = (
+    "ADD COLUMN",
+    "DROP COLUMN",
+    "ALTER COLUMN TYPE",
+    "SET DEFAULT",
+    "DROP DEFAULT",
+    "SET NOT NULL",
+    "DROP NOT NULL",
+    "ADD CONSTRAINT",
+    "DROP CONSTRAINT",
+    "VALIDATE CONSTRAINT",
+    "RENAME COLUMN",
+    "SET STATISTICS",
+    "SET STORAGE",
+    "SET COMPRESSION",
+    "CREATE TRIGGER",
+    "DROP TRIGGER",
+    "DROP TABLE",
+    "TRUNCATE",
+)
+
+
+def _with_kin(step: dict[str, Any], locks: list[dict[str, str]], relations: dict[str, Any]) -> list[dict[str, str]]:
+    """Locks with those on partitions and heirs, and on the parent of a partition that is dropped."""
+    more = []
+    if step["kind"].startswith(_RECURSES) and " only " not in f" {step['sql'].lower()} ":
+        for entry in locks:
+            children = relations.get(entry["relation"], {}).get("children", [])
+            more += [{"relation": child, "mode": entry["mode"]} for child in children]
+    if step["kind"] == "DROP TABLE" and locks:
+        parents = relations.get(locks[0]["relation"], {}).get("parents", [])
+        more += [{"relation": parent, "mode": "ACCESS EXCLUSIVE"} for parent in parents]
+    return locks + more
 
 
 def _blockers(planned: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
