@@ -78,8 +78,8 @@ FILES = {
     ),
     "unsafe": (
         "TRUNCATE agents;",
-        "all rows go at once under ACCESS EXCLUSIVE on public.agents, so its readers and writers wait until it is over; "
-        "delete the rows in batches, or write '-- Accept: truncate because <reason>' above it",
+        "all rows go at once under ACCESS EXCLUSIVE on public.agents, so its readers and writers wait until it "
+        "is over; delete the rows in batches, or write '-- Accept: truncate because <reason>' above it",
     ),
 }
 
