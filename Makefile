@@ -56,7 +56,7 @@ lint: setup ## formats, types, YAML and Ansible rules
 	mypy
 	yamllint --strict .
 	ansible-lint
-	$(BIN)/python -m pgrollout.migration.lint sql > /dev/null
+	$(BIN)/python -m pgrollout.migration.lint sql
 
 lint-sql: setup ## what the planner says of the SQL in DIR, without a database (DIR=sql FORMAT=json)
 	@$(BIN)/python -m pgrollout.migration.lint $(or $(DIR),sql) --format $(or $(FORMAT),text)

@@ -77,8 +77,9 @@ FILES = {
         'sql/phase1/001_a/apply.sql:2:8: syntax error at or near "TABEL".',
     ),
     "unsafe": (
-        "CREATE INDEX i ON agents (status);",
-        "CREATE INDEX stops writers of public.agents until it is built; write CREATE INDEX CONCURRENTLY",
+        "TRUNCATE agents;",
+        "all rows go at once under ACCESS EXCLUSIVE on public.agents, so its readers and writers wait until it "
+        "is over; delete the rows in batches, or write '-- Accept: truncate because <reason>' above it",
     ),
 }
 

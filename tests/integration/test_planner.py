@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pgrollout.migration.load import load_rollout
+from pgrollout.migration.names import object_name
 from tests.support.ledger import install
 from tests.support.plans import facts_of, plan_of, states, steps_of_plan
 from tests.support.rollouts import rollout_of
@@ -133,6 +134,17 @@ TYPES = {
     "char(20)": ("rewrite", "refused"),
     "bytea USING c::bytea": ("rewrite", "refused"),
 }
+
+
+def test_a_long_name_is_shortened_as_postgresql_does(empty_database: Database) -> None:
+    for table, column in (("t" * 60, "c" * 60), ("t" * 20, "c" * 60), ("ä" * 25, "ö" * 31)):
+        empty_database.execute(
+            f"CREATE TABLE {table} ({column} int); ALTER TABLE {table} ADD CHECK ({column} > 0), ADD UNIQUE ({column}),"
+            f"ADD FOREIGN KEY ({column}) REFERENCES {table} ({column})"
+        )
+        made = empty_database.query(f"SELECT conname FROM pg_constraint WHERE conrelid = '{table}'::regclass")
+        ours = {object_name(table, [column], label) for label in ("check", "key", "fkey")}
+        assert ours <= {name for (name,) in made}
 
 
 def test_whether_a_type_change_rewrites_is_the_servers_to_say(empty_database: Database, tmp_path: Path) -> None:

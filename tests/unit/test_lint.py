@@ -114,7 +114,7 @@ def roadmap(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     texts = {path.stem.removeprefix("roadmap_"): path.read_text(encoding="utf-8") for path in ROADMAP}
     rollout = rollout_of(tmp_path_factory.mktemp("roadmap"), texts)
     tables = ["agents", *(f"project_management_{name}" for name in ("projects", "epics", "prds", "tasks"))]
-    known = {"rows": 10, "bytes": 8192, "kind": "r", "key": ["id"], "unique": True, "partitions": [], "references": []}
+    known = {"rows": 10, "bytes": 8192, "kind": "r", "key": ["id"], "unique": True, "children": [], "references": []}
     facts = {
         "server": {"version": 17, "functions": []},
         "relation": {f"public.{name}": known for name in tables},

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from pgrollout.migration import plan as planner
+from pgrollout.migration.hindrances import narrows
 from pgrollout.migration.validation import checks, sentences
 from tests.support.rollouts import rollout_of
 
@@ -327,3 +328,45 @@ def test_unknown_names_suggest_the_nearest() -> None:
 def test_materialized_views_are_found(tmp_path: Path) -> None:
     rollout = rollout_of(tmp_path, {"001_a": "CREATE VIEW v AS SELECT 1; CREATE MATERIALIZED VIEW m AS SELECT 1;"})
     assert planner.materialized_views(rollout) == ["public.m"]
+
+
+# ---- what only the database shows
+
+
+def test_a_cascading_delete_into_a_large_table_is_a_hazard(tmp_path: Path) -> None:
+    key = "ALTER TABLE a ADD CONSTRAINT f FOREIGN KEY (b) REFERENCES c ON DELETE CASCADE NOT VALID;"
+    for number, (rows, text, state) in enumerate(
+        [
+            (10, key, "pending"),
+            (2_000_000, key, "refused"),
+            (2_000_000, key.replace("CASCADE", "RESTRICT"), "pending"),
+            (2_000_000, f"-- Accept: on-delete-cascade because c never loses a row\n{key}", "pending"),
+        ]
+    ):
+        facts = {"relation": {"public.a": {"rows": rows, "bytes": 1}}}
+        plan = forward(rollout_of(tmp_path / str(number), {"001_a": text}), facts)
+        assert states(plan) == [state]
+        assert ("ON DELETE CASCADE into public.a with 2,000,000 rows" in reason(plan)) == (state == "refused")
+
+
+@pytest.mark.parametrize(
+    ("found", "wanted", "expected"),
+    [
+        ("bigint", "integer", True),
+        ("integer", "bigint", False),
+        ("double precision", "real", True),
+        ("text", "character varying(20)", True),
+        ("text", "character varying", False),
+        ("character varying", "character varying(20)", True),
+        ("character varying(20)", "character varying(10)", True),
+        ("character varying(20)", "text", False),
+        ("numeric(10,2)", "numeric(10,1)", True),
+        ("numeric(10,2)", "numeric(12,2)", False),
+        ("numeric", "numeric(10,2)", True),
+        ("timestamp with time zone", "date", True),
+        ("timestamp(3) without time zone", "timestamp without time zone", False),
+        ("integer", "text", False),
+    ],
+)
+def test_what_narrows(found: str, wanted: str, expected: bool) -> None:
+    assert narrows(found, wanted) is expected

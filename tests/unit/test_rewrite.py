@@ -182,6 +182,7 @@ def test_what_cannot_be_printed_faithfully_is_refused(monkeypatch: pytest.Monkey
         ("public.a", ["b"], "check", "a_b_check"),
         ("public.a", [], "pkey", "a_pkey"),
         ("s." + "t" * 60, ["c" * 60], "key", f"{'t' * 29}_{'c' * 29}_key"),
+        ("s." + "t" * 60, ["c" * 60], "fkey", f"{'t' * 29}_{'c' * 28}_fkey"),
         ("public.ä", ["ö" * 40], "key", f"ä_{'ö' * 28}_key"),
     ],
 )

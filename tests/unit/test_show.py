@@ -34,6 +34,41 @@ def test_plan_shows_state_lock_size_hazard_and_with_diff_the_sql(tmp_path: Path)
     assert not any(line.startswith("          +") for line in show.plan_lines(plan))
 
 
+def test_a_rewritten_statement_is_a_difference_and_who_is_in_the_way_is_told(tmp_path: Path) -> None:
+    text = (
+        "ALTER TABLE a\n  ADD b int DEFAULT 1 CHECK (b > 0);\nCREATE INDEX CONCURRENTLY i ON a (b);\n"
+        "-- Accept: rename because both names are read\nALTER TABLE a RENAME c TO d;"
+    )
+    session = {"user": "app", "application": "web", "state": "idle in transaction", "seconds": 12, "query": "SELECT 1"}
+    blockers = [
+        {"pid": 42, "relation": "public.a", "mode": "ACCESS SHARE", **session},
+        {"pid": 43, "relation": None, "mode": "SNAPSHOT", **session},
+        {"pid": 44, "relation": "public.z", "mode": "ACCESS EXCLUSIVE", **session},
+    ]
+    lines = show.plan_lines(
+        plan_apply(rollout_of(tmp_path, {"001_a": text}), FACTS | {"blocker": blockers}, [], {}, [], []), True
+    )
+    sql = [line.strip() for line in lines if line.startswith("          ")]
+    assert sql == [
+        "- ALTER TABLE a",
+        "-   ADD b int DEFAULT 1 CHECK (b > 0)",
+        "+ ALTER TABLE a ADD COLUMN b integer DEFAULT 1",
+        "+ ALTER TABLE a ADD CONSTRAINT a_b_check CHECK (b > 0) NOT VALID",
+        "+ ALTER TABLE a VALIDATE CONSTRAINT a_b_check",
+        "+ CREATE INDEX CONCURRENTLY i ON a (b)",
+        "accepted rename: both names are read",
+        "+ ALTER TABLE a RENAME c TO d",
+    ]
+    assert lines[-3:] == [
+        "in the way now: pid 42 (user app, application 'web', idle in transaction, for 12 s) holds ACCESS SHARE on a: "
+        "SELECT 1",
+        "in the way now: pid 43 (user app, application 'web', idle in transaction, for 12 s) has an old snapshot, for "
+        "which concurrent builds wait: SELECT 1",
+        "phase1: 5 to do (4 short DDL, 1 concurrent builds or drops); strongest lock ACCESS EXCLUSIVE; largest table "
+        "a, 174 MB, 1,234,567 rows",
+    ]
+
+
 def test_status_is_a_line_a_phase_and_what_needs_a_person(tmp_path: Path) -> None:
     invalid = {"definition": "x", "valid": False, "building": None, "table": "public.a"}
     facts = FACTS | {"step": {"001_a/i": {"actual": invalid, "wanted": {"definition": "x"}}}}

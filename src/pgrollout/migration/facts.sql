@@ -61,8 +61,18 @@ BEGIN
                                     WHERE i.indrelid = c.oid AND i.indisprimary AND k.place <= i.indnkeyatts), '[]'),
                    'unique', EXISTS (SELECT FROM pg_index AS i WHERE i.indrelid = c.oid AND i.indisunique AND i.indisvalid
                                                                 AND i.indpred IS NULL AND i.indexprs IS NULL),
-                   'partitions', coalesce((SELECT jsonb_agg(p.inhrelid::regclass ORDER BY p.inhrelid)
-                                           FROM pg_inherits AS p WHERE p.inhparent = c.oid AND c.relkind = 'p'), '[]'),
+                   -- Partitions and heirs, however deep; and of a partition its parents.
+                   'children', (WITH RECURSIVE below AS (
+                                    SELECT h.inhrelid AS oid FROM pg_inherits AS h WHERE h.inhparent = c.oid
+                                    UNION ALL
+                                    SELECT h.inhrelid FROM pg_inherits AS h JOIN below AS b ON h.inhparent = b.oid)
+                                SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname ORDER BY f.oid), '[]')
+                                FROM below AS b JOIN pg_class AS f ON f.oid = b.oid
+                                JOIN pg_namespace AS n ON n.oid = f.relnamespace),
+                   'parents', (SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname), '[]')
+                               FROM pg_inherits AS h JOIN pg_class AS f ON f.oid = h.inhparent
+                               JOIN pg_namespace AS n ON n.oid = f.relnamespace
+                               WHERE h.inhrelid = c.oid AND c.relispartition),
                    'references', coalesce((SELECT jsonb_agg(DISTINCT n.nspname || '.' || f.relname)
                                            FROM pg_constraint AS k
                                            JOIN pg_class AS f ON f.oid = k.confrelid

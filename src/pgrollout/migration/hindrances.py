@@ -86,8 +86,8 @@ def _of_its_table(step: dict[str, Any], facts: dict[str, Any]) -> str:
         name = step["object"]["name"]
         return (
             f"{table} is partitioned, where PostgreSQL builds nothing concurrently; write CREATE INDEX {name} ON ONLY "
-            f"{table} (…), CREATE INDEX CONCURRENTLY on each of its {len(known['partitions'])} partitions "
-            f"({_some(known['partitions'])}), then ALTER INDEX {name} ATTACH PARTITION for each"
+            f"{table} (…), CREATE INDEX CONCURRENTLY on each of its {len(known['children'])} partitions "
+            f"({_some(known['children'])}), then ALTER INDEX {name} ATTACH PARTITION for each"
         )
     if step["kind"] == "CREATE INDEX" and " only " in f" {step['sql'].lower()} " and known and not partitioned:
         return f"{table} is not partitioned, so that ON ONLY builds the whole index under SHARE; leave ONLY out"
@@ -95,7 +95,7 @@ def _of_its_table(step: dict[str, Any], facts: dict[str, Any]) -> str:
     if foreign and partitioned and facts.get("server", {}).get("version", 18) < 18:
         return (
             f"{table} is partitioned, and before PostgreSQL 18 it takes no foreign key NOT VALID; add it NOT VALID to "
-            f"each partition ({_some(known['partitions'])}), VALIDATE it there, then add it to {table}"
+            f"each partition ({_some(known['children'])}), VALIDATE it there, then add it to {table}"
         )
     if step["kind"] == "REFRESH" and "CONCURRENTLY" in step["sql"].upper() and known and not known.get("unique"):
         return f"{table} has no unique index over whole columns, without which its refresh stops readers; create one"
@@ -103,7 +103,7 @@ def _of_its_table(step: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(name.removeprefix("public.") for name in names[:3]) + (", …" if len(names) > 3 else "")
 
 
 def _key(step: dict[str, Any], facts: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ import re
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
+from pgrollout.migration.locks import conflict
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -28,7 +29,8 @@ def plan_apply(
     """Plans the way forward through `phases` (all of them where the list is empty).
 
     facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
-    Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states}.
+    Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states,
+    blockers: [{pid, relation, mode, user, application, state, seconds, query}]} (who is in the way right now).
     unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing.
     """
     held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
@@ -71,6 +73,7 @@ def plan_apply(
         "unfinished": facts.get("ledger", {}).get("open", False) or any(phase["unrecorded"] for phase in planned),
         "stoppers": stoppers + drift,
         "states": state_of,
+        "blockers": _blockers(planned, facts),
     }
 
 
@@ -101,6 +104,8 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
             touched = any(_stands(facts, step) for step in migration["apply"])
             for step in migration["rollback"]:
                 decided = _decide_rollback(step, facts, made, filled) if touched else _untouched(step)
+                if decided["state"] in TO_DO and (found := hindrance(decided, facts)):
+                    decided |= {"state": "refused", "reason": found}
                 steps.append(decided)
                 if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
                     loses.append(
@@ -374,9 +379,65 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
         found = {match[1] for text in definitions if (match := re.search(r"REFERENCES ([^\s(]+)\(", text))}
         others = sorted(name if "." in name else f"{locks[0]['relation'].split('.')[0]}.{name}" for name in found)
         locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others if name != locks[0]["relation"]]
+    locks = _with_kin(step, locks, relations)
     table = locks[0]["relation"] if locks else ""
     known = relations.get(table, {})
     return {"locks": locks, "rows": known.get("rows", 0), "bytes": known.get("bytes", 0)}
+
+
+# Changes that reach the partitions and heirs of their table too.
+_RECURSES = (
+    "ADD COLUMN",
+    "DROP COLUMN",
+    "ALTER COLUMN TYPE",
+    "SET DEFAULT",
+    "DROP DEFAULT",
+    "SET NOT NULL",
+    "DROP NOT NULL",
+    "ADD CONSTRAINT",
+    "DROP CONSTRAINT",
+    "VALIDATE CONSTRAINT",
+    "RENAME COLUMN",
+    "SET STATISTICS",
+    "SET STORAGE",
+    "SET COMPRESSION",
+    "CREATE TRIGGER",
+    "DROP TRIGGER",
+    "DROP TABLE",
+    "TRUNCATE",
+)
+
+
+def _with_kin(step: dict[str, Any], locks: list[dict[str, str]], relations: dict[str, Any]) -> list[dict[str, str]]:
+    """Locks with those on partitions and heirs, and on the parent of a partition that is dropped."""
+    more = []
+    if step["kind"].startswith(_RECURSES) and " only " not in f" {step['sql'].lower()} ":
+        for entry in locks:
+            children = relations.get(entry["relation"], {}).get("children", [])
+            more += [{"relation": child, "mode": entry["mode"]} for child in children]
+    if step["kind"] == "DROP TABLE" and locks:
+        parents = relations.get(locks[0]["relation"], {}).get("parents", [])
+        more += [{"relation": parent, "mode": "ACCESS EXCLUSIVE"} for parent in parents]
+    return locks + more
+
+
+def _blockers(planned: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """Of those who hold locks or snapshots now, the ones that a step which is to do would have to wait for."""
+    to_do = [step for phase in planned for step in phase["steps"] if step["state"] in TO_DO]
+    wanted = {(lock["relation"], lock["mode"]) for step in to_do for lock in step["locks"]}
+    waits = any(step["mode"] == "concurrent" for step in to_do)
+    return [
+        found
+        for found in facts.get("blocker", [])
+        if (found["mode"] == "SNAPSHOT" and waits)
+        or any(relation == found["relation"] and conflict(mode, found["mode"]) for relation, mode in wanted)
+        # A concurrent build or drop waits for whoever uses its table, whatever the locks say.
+        or any(
+            step["mode"] == "concurrent" and lock["relation"] == found["relation"] and found["mode"] != "ACCESS SHARE"
+            for step in to_do
+            for lock in step["locks"]
+        )
+    ]
 
 
 def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]) -> list[str]:
@@ -392,7 +453,7 @@ def _drift(migration: dict[str, Any], facts: dict[str, Any], accepted: list[str]
 
 def _phase_state(steps: list[dict[str, Any]]) -> str:
     states = {step["state"] for step in steps}
-    if not states & {"pending", "rebuild", "conflict", "refused"}:
+    if not states & {*TO_DO, *STOPPERS}:
         return "applied"
     return "partly applied" if "satisfied" in states else "not applied"
 

@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from typing import Any
 
+from pgrollout.migration.locks import MODES
+
 _MARK = {
     "satisfied": "done",
     "pending": "to do",
@@ -13,14 +15,22 @@ _MARK = {
     "held": "HELD",
     "off": "off",
     "conflict": "CONFLICT",
+    "unproven": "UNPROVEN",
     "refused": "REFUSED",
     "kept": "kept",
+}
+_WORK = {
+    "ddl": "short DDL",
+    "concurrent": "concurrent builds or drops",
+    "data": "backfills",
+    "restore": "backfills taken back",
 }
 
 
 def plan_lines(plan: dict[str, Any], statements: bool = False) -> list[str]:
-    """The plan, a line a step: state, lock, table and its size. With `statements` the SQL of each step that is to do.
+    """The plan, a line a step: state, lock, table and its size; then who is in the way now, and a line a phase.
 
+    With `statements` the SQL of each step that is to do; where it is not what the author wrote, as a difference.
     Hazards for the application stand under their phase, each once.
     """
     lines = []
@@ -29,14 +39,60 @@ def plan_lines(plan: dict[str, Any], statements: bool = False) -> list[str]:
         lines.append(
             f"{phase['name']}: {phase['title']} [{phase['state']}; {to_do} of {len(phase['steps'])} steps to do]"
         )
+        written = ("", "")
         for step in phase["steps"]:
             lines.append(f"  {_MARK[step['state']]:9} {step['id']:60} {_locks(step)}".rstrip())
             if step["reason"]:
                 lines.append(f"            {step['reason']}")
-            if step["state"] in ("pending", "rebuild") and statements:
-                lines += [f"          + {line}" for line in step["sql"].splitlines()]
+            if step["state"] in ("pending", "rebuild"):
+                lines += [f"            accepted {a['hazard']}: {a['reason']}" for a in step["accepted"]]
+                if statements:
+                    lines += _difference(step, (step["where"], step["written"]) == written)
+                    written = (step["where"], step["written"])
         lines += _hazards(phase["steps"])
+    return lines + _blockers(plan.get("blockers", [])) + [_summary(phase) for phase in plan["phases"]]
+
+
+def _difference(step: dict[str, Any], again: bool) -> list[str]:
+    """What the author wrote (once for all the steps that it becomes) against what runs."""
+    before = [] if again else step["written"].splitlines()
+    return [f"          - {line}" for line in before] + [f"          + {line}" for line in step["sql"].splitlines()]
+
+
+def _blockers(blockers: list[dict[str, Any]]) -> list[str]:
+    lines = []
+    for found in blockers:
+        what = (
+            "has an old snapshot, for which concurrent builds wait"
+            if found["mode"] == "SNAPSHOT"
+            else f"holds {found['mode']} on {found['relation'].removeprefix('public.')}"
+        )
+        who = f"pid {found['pid']}" if found["pid"] else "nobody's session"
+        query = f": {found['query']}" if found["query"] else ""
+        lines.append(
+            f"in the way now: {who} (user {found['user']}, application '{found['application']}', {found['state']}, "
+            f"for {found['seconds']} s) {what}{query}"
+        )
     return lines
+
+
+def _summary(phase: dict[str, Any]) -> str:
+    """One line a phase: how much is to do, of what kind, the strongest lock, the largest table."""
+    states = Counter(_MARK[step["state"]] for step in phase["steps"])
+    to_do = [step for step in phase["steps"] if step["state"] in ("pending", "rebuild")]
+    line = f"{phase['name']}: " + ", ".join(f"{count} {state}" for state, count in states.items())
+    if not to_do:
+        return line
+    kinds = Counter(_WORK[step["mode"]] for step in to_do)
+    line += " (" + ", ".join(f"{count} {kind}" for kind, count in kinds.items()) + ")"
+    modes = [lock["mode"] for step in to_do for lock in step["locks"]]
+    if modes:
+        line += f"; strongest lock {max(modes, key=MODES.index)}"
+    largest = max(to_do, key=lambda step: int(step["bytes"]))
+    if largest["bytes"]:
+        table = largest["locks"][0]["relation"].removeprefix("public.")
+        line += f"; largest table {table}, {size(largest['bytes'])}, {largest['rows']:,} rows"
+    return line
 
 
 def _hazards(steps: list[dict[str, Any]]) -> list[str]:

@@ -17,7 +17,7 @@ def sentences(plan: dict[str, Any]) -> list[str]:
                 found.append(
                     f"{step['id']}: {what}: found {_found(step)}, expected: {' '.join(step['sql'].split())[:200]}"
                 )
-            elif step["state"] in ("rebuild", "conflict", "refused"):
+            elif step["state"] in ("rebuild", "conflict", "unproven", "refused"):
                 found.append(f"{step['id']}: {step['reason']}")
     return found
 
