@@ -135,7 +135,10 @@ def test_erratum_2_an_invalid_leftover_is_built_anew(phase_one: PhaseOne) -> Non
     said = words(phase_one.cancelled)
     assert phase_one.cancelled.rc != 0
     assert "001_add_short_id_indexes/idx_agent_short_id: canceling statement due to" in said
-    assert "What is committed stays and is in the ledger; the same command goes on from there." in said
+    assert (
+        "What is committed stays and is in the ledger; the same command goes on from there: "
+        "ansible-playbook migrate.yml -l local --tags phase1."
+    ) in said
     assert {name: is_valid for name, (is_valid, _) in left.items()} == {
         "idx_agent_short_id": False,
         "idx_epic_short_id": False,

@@ -159,6 +159,15 @@ def test_a_statement_that_fails_says_so_and_leaves_the_ones_before_it(
     assert step(ledger, "item.odd", "state") == "failed"
 
 
+def test_what_an_author_accepted_is_in_the_ledger_and_the_report(ledger: Database, run: int, tmp_path: Path) -> None:
+    sql = "-- Accept: rename because the application reads both names\nALTER TABLE item RENAME COLUMN state TO mood;"
+    carry_out(ledger, run, steps_of(tmp_path, sql))
+    ((accepted, name),) = ledger.query("SELECT accepted, step_id FROM pgrollout.step")
+    assert accepted == [{"hazard": "rename", "reason": "the application reads both names"}]
+    lines = [line for (line,) in ledger.query("SELECT line FROM pgrollout.report(%s)", run)]
+    assert f"accepted: {name}: rename because the application reads both names" in lines
+
+
 # ---- backfills
 
 FILL = """

@@ -142,8 +142,11 @@ def test_sentences_of_rows() -> None:
     [
         ("run 4 is over (taken over): the operator said take_over", "look at status.yml before you start anything."),
         ("another run holds this database: run 5 (migrate) by ann", "status.yml shows how far that run is."),
-        ("005_sessions/agent_tmux_sessions: disk full.", "the same command goes on from there."),
+        (
+            "005_sessions/agent_tmux_sessions: disk full.",
+            "the same command goes on from there: ansible-playbook migrate.yml -l prod.",
+        ),
     ],
 )
 def test_who_stops_is_told_to_start_again_only_where_nobody_else_works(why: str, advice: str) -> None:
-    assert show.stop_advice(why).endswith(advice)
+    assert show.stop_advice(why, "ansible-playbook migrate.yml -l prod").endswith(advice)

@@ -62,7 +62,9 @@ CREATE TABLE IF NOT EXISTS pgrollout.step (
     attempts integer NOT NULL DEFAULT 0,
     lock_wait_ms double precision,
     lock_hold_ms double precision,
-    message text
+    message text,
+    -- [{hazard, reason}]: what the author let through with `-- Accept: <hazard> because <reason>`.
+    accepted jsonb NOT NULL DEFAULT '[]'
 );
 
 -- Progress of a data step; written in the transaction of its batch.

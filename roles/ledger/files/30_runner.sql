@@ -7,10 +7,11 @@ $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.step_started(p_run bigint, p_step jsonb) RETURNS void LANGUAGE sql AS $$
     SELECT set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step ->> 'id'), 63), false);
-    INSERT INTO pgrollout.step (step_id, migration, phase, kind, statement, state, run_id)
-    VALUES (p_step ->> 'id', p_step ->> 'migration', p_step ->> 'phase', p_step ->> 'kind', p_step ->> 'sql', 'started', p_run)
+    INSERT INTO pgrollout.step (step_id, migration, phase, kind, statement, state, run_id, accepted)
+    VALUES (p_step ->> 'id', p_step ->> 'migration', p_step ->> 'phase', p_step ->> 'kind', p_step ->> 'sql', 'started', p_run,
+            coalesce(p_step -> 'accepted', '[]'))
     ON CONFLICT (step_id) DO UPDATE
-    SET statement = excluded.statement, kind = excluded.kind, state = 'started', run_id = p_run,
+    SET statement = excluded.statement, kind = excluded.kind, state = 'started', run_id = p_run, accepted = excluded.accepted,
         started_at = clock_timestamp(), ended_at = NULL, message = NULL, attempts = 0, lock_wait_ms = NULL,
         lock_hold_ms = NULL, rows = 0;
     UPDATE pgrollout.run SET step = p_step ->> 'id', waiting_for = NULL WHERE run_id = p_run;

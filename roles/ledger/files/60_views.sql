@@ -39,6 +39,13 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
      LEFT JOIN pgrollout.step AS s ON s.run_id = p_run AND s.phase = p.phase
          AND (s.step_id LIKE '% (rollback)') = (p.direction = 'rollback')
      WHERE p.run_id = p_run GROUP BY p.run_id, p.phase, p.direction ORDER BY min(p.started_at))
+    UNION ALL
+    (SELECT format('%s: %s: %s', CASE s.state WHEN 'failed' THEN 'failed' ELSE 'not done' END, s.step_id, coalesce(s.message, 'cut off'))
+     FROM pgrollout.step AS s WHERE s.run_id = p_run AND s.state IN ('started', 'failed') ORDER BY s.started_at)
+    UNION ALL
+    (SELECT format('accepted: %s: %s because %s', s.step_id, a.hazard, a.reason)
+     FROM pgrollout.step AS s, jsonb_to_recordset(s.accepted) AS a (hazard text, reason text)
+     WHERE s.run_id = p_run ORDER BY s.started_at)
 $$;
 
 -- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.

@@ -8,7 +8,7 @@ from typing import Any
 
 from pgrollout.migration.text import literal, quoted
 
-_CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill")
+_CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill", "accepted")
 
 
 # Up to this size of its table a concurrent build takes a second or two, which is not worth a session of its own.

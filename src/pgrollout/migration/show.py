@@ -164,13 +164,13 @@ def _where(message: str, segment: dict[str, Any]) -> str:
     return str(named[1] if named else [*quoted, segment["label"]][0])
 
 
-def stop_advice(why: str) -> str:
-    """What to do after a run that failed: start it again, unless somebody else is at work."""
+def stop_advice(why: str, command: str) -> str:
+    """What to do after a run of `command` that failed: start it again, unless somebody else is at work."""
     if "is over (taken over)" in why:
         return "What is committed stays and is in the ledger; look at status.yml before you start anything."
     if "another run holds this database" in why:
         return "Nothing was changed; status.yml shows how far that run is."
-    return "What is committed stays and is in the ledger; the same command goes on from there."
+    return f"What is committed stays and is in the ledger; the same command goes on from there: {command}."
 
 
 def violations(rows: Any) -> list[str]:
