@@ -152,7 +152,7 @@ BEGIN
         v_asked := clock_timestamp();
         CALL pgrollout.await_resume(p_run, p_step);
         v_since := v_since + (clock_timestamp() - v_asked);
-        SELECT coalesce(array_agg(DISTINCT t.held_by), '{}'), string_agg(t.reason, '; ') INTO v_holds, v_reason
+        SELECT coalesce(array_agg(DISTINCT t.held_by), '{}'), string_agg(t.reason, '; ' ORDER BY t.held_by, t.reason) INTO v_holds, v_reason
         FROM pgrollout.throttle(p_table, v_settings, v_held) AS t;
         EXIT WHEN v_holds = '{}';
         v_since := coalesce(v_since, clock_timestamp());
