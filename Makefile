@@ -9,8 +9,8 @@ DEMO   := .demo
 # Each worker has a server of its own; a file's tests share its fixtures.
 PARALLEL := -n 2 --dist loadfile
 # What depends on the server's version: the SQL, the ledger's procedures, the whole way there and back.
-EACH_VERSION := tests/errata tests/integration/test_runner.py tests/integration/test_walk.py \
-	tests/integration/test_planner.py tests/integration/test_locks.py
+EACH_VERSION := tests/errata \
+	$(addprefix tests/integration/test_,$(addsuffix .py,runner backfill throttle walk planner locks))
 LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1

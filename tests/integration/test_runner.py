@@ -7,14 +7,13 @@ import os
 import random
 import re
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg2
 import pytest
 
-from tests.support.ledger import InBackground, carry_out, claim, finish, install, steps_of
+from tests.support.ledger import InBackground, carry_out, claim, finish, install, steps_of, transaction
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -39,17 +38,6 @@ def ledger(empty_database: Database) -> Database:
 @pytest.fixture
 def run(ledger: Database) -> int:
     return claim(ledger)
-
-
-@contextlib.contextmanager
-def transaction(database: Database, statement: str, application: str = "hive-web") -> Iterator[Any]:
-    """A transaction that has done `statement` and stays open until its connection's commit, or the end."""
-    connection = database.connect(autocommit=False, application_name=application)
-    try:
-        connection.cursor().execute(statement)
-        yield connection
-    finally:
-        connection.close()
 
 
 def step(database: Database, name: str, what: str) -> Any:

@@ -13,7 +13,7 @@ import os
 import socket
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -86,19 +86,30 @@ def steps_of(folder: Path, sql: str) -> list[dict[str, Any]]:
     return [step | {"state": "pending", "rows": 0, "bytes": 0} for step in steps]
 
 
-def settings(**changes: float) -> dict[str, Any]:
+def settings(**changes: float | str) -> dict[str, Any]:
     """What roles/apply hands to the procedures, of its defaults but for `changes`."""
     found = yaml.safe_load((ROOT / "roles" / "apply" / "defaults" / "main.yml").read_text(encoding="utf-8"))
     names = {"apply_give_up_seconds": "give_up_s", "apply_throttle_give_up_seconds": "throttle_give_up_s"}
     return {names.get(key, key.removeprefix("apply_")): value for key, value in found.items()} | changes
 
 
-def carry_out(database: Database, run: int, steps: list[dict[str, Any]], **changes: float) -> None:
+def carry_out(database: Database, run: int, steps: list[dict[str, Any]], **changes: float | str) -> None:
     """Carry steps out, a session a segment; raises psycopg2.Error where a step fails."""
     for segment in segments(steps):
         with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
             for query in segment_queries(segment, run, settings(**changes)):
                 cursor.execute(query)
+
+
+@contextlib.contextmanager
+def transaction(database: Database, statement: str, application: str = "hive-web") -> Iterator[Any]:
+    """A transaction that has done `statement` and stays open until its connection's commit, or the end."""
+    connection = database.connect(autocommit=False, application_name=application)
+    try:
+        connection.cursor().execute(statement)
+        yield connection
+    finally:
+        connection.close()
 
 
 class InBackground(threading.Thread):

@@ -71,17 +71,22 @@ CREATE TABLE IF NOT EXISTS pgrollout.step (
 CREATE TABLE IF NOT EXISTS pgrollout.cursor (
     step_id text PRIMARY KEY,
     position jsonb,
+    -- The row with which the pass ends.
+    last jsonb,
     rows_visited bigint NOT NULL DEFAULT 0,
     rows_changed bigint NOT NULL DEFAULT 0,
     rows_estimated bigint NOT NULL DEFAULT 0,
     rows_left bigint,
     batch_rows integer NOT NULL,
     batches bigint NOT NULL DEFAULT 0,
+    -- Time spent in batches; waiting, vacuum and the nights between two runs are no part of it.
+    worked_ms double precision NOT NULL DEFAULT 0,
     pass integer NOT NULL DEFAULT 1,
     finished boolean NOT NULL DEFAULT false,
     started_at timestamptz NOT NULL DEFAULT clock_timestamp(),
     updated_at timestamptz NOT NULL DEFAULT clock_timestamp()
 );
+ALTER TABLE pgrollout.cursor ADD COLUMN IF NOT EXISTS last jsonb, ADD COLUMN IF NOT EXISTS worked_ms double precision NOT NULL DEFAULT 0;
 
 -- What a data step changed, row by row, so that it can be put back; written in the transaction of its batch.
 CREATE TABLE IF NOT EXISTS pgrollout.row_change (

@@ -117,12 +117,21 @@ BEGIN
     COMMIT;
     PERFORM set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step), 63), false),
             set_config('search_path', v_search_path, false),
-            set_config('statement_timeout', '0', false),
             set_config('lock_timeout', '0', false),
+            set_config('default_transaction_isolation', 'read committed', false),
+            -- A row that a policy hides would be passed over in silence; so it is an error.
+            set_config('row_security', 'off', false),
+            -- A number kept as text comes back as it was.
+            set_config('extra_float_digits', '1', false),
+            set_config('intervalstyle', 'postgres', false),
+            -- A method that a batch forbids the planner costs so much on paper that each batch would be compiled.
+            set_config('jit', 'off', false),
             set_config('idle_in_transaction_session_timeout', '60s', false),
             -- A missing synchronous standby would keep a lock until somebody cancels.
             set_config('synchronous_commit', 'local', false),
             set_config('client_connection_check_interval', '1s', false);
+    -- The second one came with version 17; either would end a long build.
+    PERFORM set_config(s.name, '0', false) FROM pg_settings AS s WHERE s.name IN ('statement_timeout', 'transaction_timeout');
 END
 $$;
 

@@ -117,7 +117,9 @@ BEGIN
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
     LOOP
+        v_asked := clock_timestamp();
         CALL pgrollout.await_resume(p_run, p_step);
+        v_give_up := v_give_up + (clock_timestamp() - v_asked);
         v_blocker := pgrollout.blockers(p_step -> 'locks', v_age);
         IF v_blocker IS NULL THEN
             v_attempts := v_attempts + 1;

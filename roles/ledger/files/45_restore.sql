@@ -7,6 +7,7 @@ DECLARE
     v_settings jsonb := current_setting('pgrollout.settings')::jsonb;
     v_spec jsonb := p_step -> 'backfill';
     v_filled text := p_step ->> 'restores';
+    v_table regclass := to_regclass(v_spec ->> 'table');
     v_batch integer := (v_settings ->> 'batch_rows')::integer;
     v_sql text;
     v_visited bigint;
@@ -26,33 +27,40 @@ BEGIN
             DELETE FROM pgrollout.row_change AS h
             WHERE h.step_id = %1$L AND h.change_id IN (
                 SELECT n.change_id FROM pgrollout.row_change AS n WHERE n.step_id = %1$L ORDER BY n.change_id DESC LIMIT $1)
-            RETURNING h.key, h.old, h.new
+            RETURNING h.change_id, h.key, h.old, h.new
+        ), newest AS (
+            -- A row that a second pass changed again: what it was before that change did not hold what the first wrote.
+            SELECT DISTINCT ON (t.key) t.key, t.old, t.new FROM taken AS t ORDER BY t.key, t.change_id DESC
         ), restored AS (
-            UPDATE %2$s AS t SET %3$s FROM taken WHERE %4$s AND (%5$s)
-            RETURNING taken.key, taken.old, taken.new
+            UPDATE %2$s AS t SET %3$s FROM newest WHERE %4$s AND (%5$s)
+            RETURNING newest.key, newest.old, newest.new
         ), besides AS (%6$s)
         SELECT (SELECT count(*) FROM taken), (SELECT count(*) FROM restored)$sql$,
         v_filled,
-        to_regclass(v_spec ->> 'table'),
-        (SELECT string_agg(format('%1$I = CASE WHEN coalesce(to_jsonb(t.%1$I), ''null'') = taken.new -> %1$L '
-                                  'THEN (jsonb_populate_record(NULL::%2$s, taken.old)).%1$I ELSE t.%1$I END', c, v_spec ->> 'table'), ', ')
+        v_table,
+        (SELECT string_agg(format('%1$I = CASE WHEN coalesce(to_jsonb(t.%1$I), ''null'') = newest.new -> %1$L '
+                                  'THEN (jsonb_populate_record(NULL::%2$s, newest.old)).%1$I ELSE t.%1$I END', c, v_table), ', ')
          FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
-        (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, taken.key)).%1$I', k, v_spec ->> 'table'), ' AND ')
+        (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, newest.key)).%1$I', k, v_table), ' AND ')
          FROM jsonb_array_elements_text(v_spec -> 'key') AS k),
-        (SELECT string_agg(format('coalesce(to_jsonb(t.%1$I), ''null'') = taken.new -> %1$L', c), ' OR ')
+        (SELECT string_agg(format('coalesce(to_jsonb(t.%1$I), ''null'') = newest.new -> %1$L', c), ' OR ')
          FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
         p_step ->> 'sql' || CASE WHEN p_step ->> 'sql' ~* '^\s*select' THEN '' ELSE ' RETURNING 1' END);
     LOOP
         PERFORM pgrollout.check_run(p_run);
         IF clock_timestamp() > v_looked + interval '1 second' THEN
-            CALL pgrollout.await_clearance(p_run, p_step, v_spec ->> 'table');
+            v_begun := clock_timestamp();
+            CALL pgrollout.await_clearance(p_run, p_step, v_table, v_total);
             v_looked := clock_timestamp();
+            v_first_failure := v_first_failure + (v_looked - v_begun);
         END IF;
         v_begun := clock_timestamp();
         v_blocked := NULL;
         BEGIN
             PERFORM set_config('lock_timeout', (v_settings ->> 'lock_timeout_max_ms') || 'ms', true),
-                    set_config('synchronous_commit', 'off', true);
+                    set_config('synchronous_commit', 'off', true),
+                    -- Old statistics must not make each batch read the whole table.
+                    set_config('enable_seqscan', 'off', true);
             EXECUTE v_sql INTO v_visited, v_restored USING v_batch;
             UPDATE pgrollout.run SET waiting_for = NULL WHERE run_id = p_run AND waiting_for IS NOT NULL;
             v_first_failure := NULL;

@@ -25,6 +25,16 @@ BEGIN
 END
 $$;
 
+-- How far each backfill is, how fast it works and how long it has still to work at that pace. Time that it waits or
+-- vacuums comes on top.
+CREATE OR REPLACE VIEW pgrollout.backfill_progress AS
+SELECT c.step_id, c.rows_visited, c.rows_estimated, c.rows_changed, c.batch_rows, c.batches, c.pass, c.finished, p.rows_per_s,
+       CASE WHEN NOT c.finished
+            THEN make_interval(secs => ceil(greatest(c.rows_estimated - c.rows_visited, 0) / nullif(p.rows_per_s, 0))::double precision) END AS time_left,
+       c.updated_at
+FROM pgrollout.cursor AS c
+CROSS JOIN LATERAL (SELECT round(c.rows_visited / nullif(c.worked_ms, 0) * 1000)::numeric AS rows_per_s) AS p;
+
 -- A run for people: one line about the run, then one a phase.
 CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
     SELECT format('run %s (%s) by %s on %s, git %s: %s in %s s', r.run_id, r.kind, r.operator, r.host, r.git_revision, r.status,
@@ -60,10 +70,10 @@ CREATE OR REPLACE FUNCTION pgrollout.status() RETURNS TABLE (line text) LANGUAGE
     SELECT format('working: pid %s (%s) since %s: %s', h.pid, h.application_name, date_trunc('second', h.since), h.query)
     FROM pgrollout.lock_holder() AS h
     UNION ALL
-    SELECT format('backfill: %s: %s of about %s rows visited, %s changed, %s rows a batch, %s rows/s', c.step_id, c.rows_visited,
-                  c.rows_estimated, c.rows_changed, c.batch_rows,
-                  round(c.rows_visited / greatest(extract(epoch FROM c.updated_at - c.started_at), 0.001)))
-    FROM pgrollout.cursor AS c WHERE NOT c.finished
+    SELECT format('backfill: %s: %s of about %s rows visited, %s changed, %s rows a batch, %s rows/s, about %s of work left', b.step_id,
+                  b.rows_visited, b.rows_estimated, b.rows_changed, b.batch_rows, coalesce(b.rows_per_s::text, '?'),
+                  coalesce(b.time_left::text, '?'))
+    FROM pgrollout.backfill_progress AS b WHERE NOT b.finished
     UNION ALL
     SELECT format('asked to %s by %s at %s UTC: %s', c.request, c.who, to_char(c.at AT TIME ZONE 'utc', 'HH24:MI:SS'), c.why)
     FROM pgrollout.control AS c WHERE c.request <> 'run'
