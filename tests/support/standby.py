@@ -24,15 +24,19 @@ class Standby(Server):
             return
         self.data.mkdir(mode=0o700)
         self._give(self.data)
-        password = self._password(SUPERUSER)
         target = (
             f"host={self._primary.host} port={self._primary.port} user={SUPERUSER} "
-            f"password={password} application_name={self._name}"
+            f"password={self._password(SUPERUSER)} application_name={self._name}"
         )
-        options = ["--write-recovery-conf", "--checkpoint=fast", "--wal-method=stream", "--no-sync"]
-        done = self._run("pg_basebackup", "-d", target, "-D", str(self.data), *options)
+        # Some servers come without it. A newer one serves too, but not what its --write-recovery-conf writes.
+        program = str(Path(self._primary.connection["client_bin_dir"]) / "pg_basebackup")
+        done = self._run(program, "-d", target, "-D", str(self.data), "--checkpoint=fast", "--no-sync")
         if done.returncode:
             raise ThrowawayError(f"pg_basebackup failed: {done.stderr}")
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(f"primary_conninfo = '{target}'\n")
+        (self.data / "standby.signal").touch()
+        self._give(self.data / "standby.signal")
 
     def _make_roles(self) -> None:
         self.connect().close()  # they come with the copy; a connection shows that it takes some

@@ -35,9 +35,9 @@ CREATE OR REPLACE FUNCTION pgrollout.key_types(p_spec jsonb) RETURNS text[] LANG
     SELECT array_agg(format_type(b.type, b.modifier) ORDER BY b.place) FROM base AS b JOIN pg_type AS t ON t.oid = b.type AND t.typtype <> 'd'
 $$;
 
--- A position (JSON array of key values) as a row of typed literals, so that the key's index is used.
+-- A position (JSON array of key values) as typed literals, so that the key's index is used: '5'::bigint, 'x'::text
 CREATE OR REPLACE FUNCTION pgrollout.position_sql(p_spec jsonb, p_position jsonb) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT format('(%s)', string_agg(format('%L::%s', p_position ->> (t.place::integer - 1), t.type), ', ' ORDER BY t.place))
+    SELECT string_agg(format('%L::%s', p_position ->> (t.place::integer - 1), t.type), ', ' ORDER BY t.place)
     FROM unnest(pgrollout.key_types(p_spec)) WITH ORDINALITY AS t (type, place)
 $$;
 
@@ -54,8 +54,9 @@ DECLARE
     v_keys text := (SELECT string_agg(format('t.%I', k), ', ') FROM jsonb_array_elements_text(p_spec -> 'key') AS k);
     v_back text := (SELECT string_agg(format('t.%I DESC', k), ', ') FROM jsonb_array_elements_text(p_spec -> 'key') AS k);
     v_rows text := format('SELECT jsonb_build_array(%s) FROM %s AS t WHERE %s ORDER BY ', v_keys, to_regclass(p_spec ->> 'table'),
-        concat_ws(' AND ', 'true', pgrollout.key_sql(p_spec, 't') || ' > ' || CASE WHEN p_position IS NOT NULL THEN pgrollout.position_sql(p_spec, p_position) END,
-                  pgrollout.key_sql(p_spec, 't') || ' <= ' || CASE WHEN p_last IS NOT NULL THEN pgrollout.position_sql(p_spec, p_last) END));
+        concat_ws(' AND ', 'true',
+                  CASE WHEN p_position IS NOT NULL THEN format('(%s) > (%s)', v_keys, pgrollout.position_sql(p_spec, p_position)) END,
+                  CASE WHEN p_last IS NOT NULL THEN format('(%s) <= (%s)', v_keys, pgrollout.position_sql(p_spec, p_last)) END));
     v_end jsonb;
 BEGIN
     EXECUTE format('%s %s OFFSET %s LIMIT 1', v_rows, v_keys, p_rows - 1) INTO v_end;
@@ -74,12 +75,12 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_alias text := p_spec ->> 'alias';
 BEGIN
-    -- ORDER BY locks rows in key order, so that two sessions never wait for each other crosswise. IS TRUE keeps the
+    -- ORDER BY locks rows in key order, so that two sessions never wait for each other crosswise. coalesce keeps the
     -- author's WHERE from being served by an index of its own, which would be read from end to end for each batch.
     RETURN format($sql$
         WITH pgrollout_locked AS MATERIALIZED (
             SELECT %1$s AS pgrollout_key, %2$s AS pgrollout_old, %3$s
-            FROM %4$s AS %5$I WHERE %6$s AND (%7$s) IS TRUE ORDER BY %8$s FOR NO KEY UPDATE OF %5$I
+            FROM %4$s AS %5$I WHERE %6$s AND coalesce(%7$s, false) ORDER BY %8$s FOR NO KEY UPDATE OF %5$I
         ), pgrollout_changed AS (
             UPDATE %4$s AS %5$I SET %9$s FROM pgrollout_locked WHERE %10$s
             RETURNING pgrollout_key AS key, pgrollout_old AS old, %2$s AS new, NOT (%10$s) AS moved, %12$s AS again
@@ -100,7 +101,7 @@ BEGIN
         (SELECT string_agg(format('%I.%I = pgrollout_k%s', v_alias, k.name, k.place), ' AND ')
          FROM jsonb_array_elements_text(p_spec -> 'key') WITH ORDINALITY AS k (name, place)),
         p_step,
-        CASE WHEN p_spec ->> 'new_rows' LIKE 'trigger%' THEN format('(%s) IS TRUE', p_spec ->> 'where') ELSE 'false' END);
+        CASE WHEN p_spec ->> 'new_rows' LIKE 'trigger%' THEN format('coalesce(%s, false)', p_spec ->> 'where') ELSE 'false' END);
 END
 $$;
 
@@ -141,7 +142,7 @@ BEGIN
     FOREACH v_joins SLICE 1 IN ARRAY ARRAY[['', ''], ['enable_hashjoin', 'enable_mergejoin']] LOOP
         v_off := v_off || array_remove(v_joins, '');
         PERFORM pgrollout.steer_planner(v_off);
-        -- Anew: a plan that was made under other settings is kept.
+        -- A plan once made stays when the settings change, so it is prepared anew.
         IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_batch') THEN
             DEALLOCATE pgrollout_batch;
         END IF;
@@ -161,7 +162,7 @@ BEGIN
 END
 $$;
 
--- Changes the batch after p_from up to p_to; p_off is what prepare_batch has found.
+-- Changes the batch after p_from up to p_to and returns how many rows those are.
 CREATE OR REPLACE FUNCTION pgrollout.change_batch(p_step text, p_spec jsonb, p_from jsonb, p_to jsonb) RETURNS bigint
 LANGUAGE plpgsql AS $$
 DECLARE
@@ -170,10 +171,9 @@ DECLARE
     v_again bigint;
 BEGIN
     IF p_from IS NULL THEN
-        EXECUTE pgrollout.batch_sql(p_step, p_spec, NULL, pgrollout.position_sql(p_spec, p_to)) INTO v_changed, v_moved, v_again;
+        EXECUTE pgrollout.batch_sql(p_step, p_spec, NULL, format('(%s)', pgrollout.position_sql(p_spec, p_to))) INTO v_changed, v_moved, v_again;
     ELSE
-        EXECUTE format('EXECUTE pgrollout_batch (%s, %s)', trim('()' FROM pgrollout.position_sql(p_spec, p_from)),
-            trim('()' FROM pgrollout.position_sql(p_spec, p_to))) INTO v_changed, v_moved, v_again;
+        EXECUTE format('EXECUTE pgrollout_batch (%s, %s)', pgrollout.position_sql(p_spec, p_from), pgrollout.position_sql(p_spec, p_to)) INTO v_changed, v_moved, v_again;
     END IF;
     IF v_moved > 0 THEN
         RAISE EXCEPTION 'a trigger gives it another key, so that it would be visited again';

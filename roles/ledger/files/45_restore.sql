@@ -8,6 +8,9 @@ DECLARE
     v_spec jsonb := p_step -> 'backfill';
     v_filled text := p_step ->> 'restores';
     v_table regclass := to_regclass(v_spec ->> 'table');
+    -- The type of its rows, qualified: a table may bear the name of a type of the system.
+    v_row text := (SELECT format('%I.%I', n.nspname, y.typname) FROM pg_class AS c JOIN pg_type AS y ON y.oid = c.reltype
+                   JOIN pg_namespace AS n ON n.oid = y.typnamespace WHERE c.oid = v_table);
     v_batch integer := (v_settings ->> 'batch_rows')::integer;
     v_sql text;
     v_visited bigint;
@@ -39,9 +42,9 @@ BEGIN
         v_filled,
         v_table,
         (SELECT string_agg(format('%1$I = CASE WHEN coalesce(to_jsonb(t.%1$I), ''null'') = newest.new -> %1$L '
-                                  'THEN (jsonb_populate_record(NULL::%2$s, newest.old)).%1$I ELSE t.%1$I END', c, v_table), ', ')
+                                  'THEN (jsonb_populate_record(NULL::%2$s, newest.old)).%1$I ELSE t.%1$I END', c, v_row), ', ')
          FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
-        (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, newest.key)).%1$I', k, v_table), ' AND ')
+        (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, newest.key)).%1$I', k, v_row), ' AND ')
          FROM jsonb_array_elements_text(v_spec -> 'key') AS k),
         (SELECT string_agg(format('coalesce(to_jsonb(t.%1$I), ''null'') = newest.new -> %1$L', c), ' OR ')
          FROM jsonb_array_elements_text(v_spec -> 'columns') AS c),
