@@ -140,7 +140,8 @@ SELECT array(SELECT h.pid FROM pg_locks AS h
                AND h.classid = (hashtext('pgrollout')::bigint & 4294967295)::oid
                AND h.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())),
        array(SELECT DISTINCT a.pid || ' ' || a.application_name FROM pg_stat_activity AS a
-             WHERE a.datname = current_database() AND a.state <> 'idle' AND a.application_name ~ '^pgrollout/[0-9]+/'
+             WHERE a.datname = current_database() AND a.backend_type = 'client backend' AND a.state <> 'idle'
+               AND a.application_name ~ '^pgrollout/[0-9]+/'
                AND a.application_name !~ '/backup$')
 """
 

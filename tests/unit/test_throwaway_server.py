@@ -127,6 +127,7 @@ def test_a_port_taken_meanwhile_is_given_up(started: Server) -> None:
     started.stop()
     port = started.port
     with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # sessions that just ended still hold the port
         squatter.bind(("127.0.0.1", port))
         squatter.listen()
         started.start()
