@@ -221,7 +221,7 @@ MISLEADING = {
     ],
     "an index that serves the WHERE": ["CREATE INDEX ON item (note)", "ANALYZE item"],
     "a partial index that serves the WHERE": ["CREATE INDEX ON item (visits) WHERE note IS NULL", "ANALYZE item"],
-    "an index on a flag": ["CREATE INDEX ON item (open) WHERE open", "ANALYZE item"],
+    "a flag before the key": ["CREATE INDEX ON item (open, id) WHERE open", "ANALYZE item"],
     "analysed when ten rows met the WHERE": [
         "UPDATE item SET note = 'x', open = false WHERE id > 10",
         "CREATE INDEX ON item (note)",

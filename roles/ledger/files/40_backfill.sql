@@ -75,12 +75,12 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_alias text := p_spec ->> 'alias';
 BEGIN
-    -- ORDER BY locks rows in key order, so that two sessions never wait for each other crosswise. coalesce keeps the
-    -- author's WHERE from being served by an index of its own, which would be read from end to end for each batch.
+    -- ORDER BY locks rows in key order, so that two sessions never wait for each other crosswise; it
+    -- also keeps an index that serves the author's WHERE from being read from end to end (prepare_batch forbids sorting).
     RETURN format($sql$
         WITH pgrollout_locked AS MATERIALIZED (
             SELECT %1$s AS pgrollout_key, %2$s AS pgrollout_old, %3$s
-            FROM %4$s AS %5$I WHERE %6$s AND coalesce(%7$s, false) ORDER BY %8$s FOR NO KEY UPDATE OF %5$I
+            FROM %4$s AS %5$I WHERE %6$s AND (%7$s) ORDER BY %8$s FOR NO KEY UPDATE OF %5$I
         ), pgrollout_changed AS (
             UPDATE %4$s AS %5$I SET %9$s FROM pgrollout_locked WHERE %10$s
             RETURNING pgrollout_key AS key, pgrollout_old AS old, %2$s AS new, NOT (%10$s) AS moved, %12$s AS again
@@ -101,7 +101,7 @@ BEGIN
         (SELECT string_agg(format('%I.%I = pgrollout_k%s', v_alias, k.name, k.place), ' AND ')
          FROM jsonb_array_elements_text(p_spec -> 'key') WITH ORDINALITY AS k (name, place)),
         p_step,
-        CASE WHEN p_spec ->> 'new_rows' LIKE 'trigger%' THEN format('coalesce(%s, false)', p_spec ->> 'where') ELSE 'false' END);
+        CASE WHEN p_spec ->> 'new_rows' LIKE 'trigger%' THEN format('(%s)', p_spec ->> 'where') ELSE 'false' END);
 END
 $$;
 
