@@ -111,8 +111,9 @@ def _backfill_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
         return [call.format(run, this, 1)]
     parts = round(1 / VACUUM_PART)
     # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again.
-    # Whoever holds its lock (an autovacuum against wraparound may for hours) is not waited for.
-    vacuum = f"VACUUM (TRUNCATE false, SKIP_LOCKED) {step['backfill']['table']}"
+    # No parallel workers: the cores are the application's. Whoever holds its lock (an autovacuum against wraparound may
+    # for hours) is not waited for.
+    vacuum = f"VACUUM (TRUNCATE false, SKIP_LOCKED, PARALLEL 0) {step['backfill']['table']}"
     slices = [query for part in range(1, parts) for query in (call.format(run, this, part / parts), vacuum)]
     return [*slices, call.format(run, this, 1)]
 
