@@ -188,3 +188,25 @@ def test_the_shipped_rollout_loads_and_none_of_its_steps_is_refused() -> None:
     assert [step["where"] for step in steps if step["refused"]] == []
     assert all(migration["header"].keys() >= {"Migration", "Description", "Risk Level"} for migration in migrations)
     assert all(migration["header"]["Migration"] == migration["name"] for migration in migrations)
+
+
+@pytest.mark.parametrize(
+    ("statement", "name"),
+    [
+        ('CREATE TABLE "Item" (id int);', "public.Item"),
+        ('ALTER TABLE "old items" DROP CONSTRAINT a;', "public.old items"),
+        ('ALTER TABLE "My".item ADD COLUMN a int;', "My.item"),
+        ('CREATE TABLE "a.b" (id int);', "public.a.b"),
+    ],
+)
+def test_a_relation_that_needs_double_quotes_is_refused(tmp_path: Path, statement: str, name: str) -> None:
+    (step,) = rollout_of(tmp_path, {"001_a": statement})["phases"][0]["migrations"][0]["apply"]
+    assert (
+        step["refused"]
+        == f"the relation {name} has a name that needs double quotes, which this engine cannot follow yet"
+    )
+
+
+def test_a_relation_in_another_alphabet_is_none_of_those(tmp_path: Path) -> None:
+    (step,) = rollout_of(tmp_path, {"001_a": "CREATE TABLE größe_2 (id int);"})["phases"][0]["migrations"][0]["apply"]
+    assert step["refused"] == ""

@@ -171,6 +171,7 @@ def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classif
                 | {
                     "id": f"{migration}/{name}",
                     "name": name,
+                    "refused": step["refused"] or _quoted_name(step),
                     "migration": migration,
                     "phase": phase,
                     "where": f"{file.path}:{statement.line}",
@@ -179,6 +180,15 @@ def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classif
                 }
             )
     return steps
+
+
+def _quoted_name(step: dict[str, Any]) -> str:
+    """Why a step cannot be followed, '' where it can: the database side knows relations as unquoted `schema.name`."""
+    names = [lock["relation"] for lock in step["locks"]] + ([step["object"]["table"]] if step["object"] else [])
+    for name in names:
+        if name and (name != name.lower() or not re.fullmatch(r"[^\W\d][\w$]*(\.[^\W\d][\w$]*)?", name)):
+            return f"the relation {name} has a name that needs double quotes, which this engine cannot follow yet"
+    return ""
 
 
 def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: set[str], path: str) -> str:
