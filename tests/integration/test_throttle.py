@@ -129,7 +129,7 @@ def assert_paused_then_finished(
     wait_until(lambda: database.value(looked) > first, what="another look at the limits")
     assert visited(database) == done < rows
     lines = [line for (line,) in database.query("SELECT line FROM pgrollout.status()")]
-    assert re.search(f"; waits for {reason.strip('^$')}$", lines[0])
+    assert re.search(f"; waits since [0-9:]{{8}} UTC for {reason.strip('^$')}$", lines[0])
     cure()
     work.result()
     assert_each_row_once(database, rows)

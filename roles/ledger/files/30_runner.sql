@@ -58,14 +58,19 @@ CREATE OR REPLACE FUNCTION pgrollout.blockers(p_locks jsonb, p_age interval) RET
       AND (a.backend_type IS DISTINCT FROM 'autovacuum worker' OR a.query LIKE '%(to prevent wraparound)%')
 $$;
 
--- What the run waits for, for status(); and as an event each time that it is something else.
-CREATE OR REPLACE FUNCTION pgrollout.note_waiting(p_run bigint, p_step jsonb, p_for text) RETURNS void LANGUAGE sql AS $$
-    WITH changed AS (
+-- What the run waits for, and since when, for status(). True where it waited for something else or for nothing.
+CREATE OR REPLACE FUNCTION pgrollout.set_waiting(p_run bigint, p_for text) RETURNS boolean LANGUAGE sql AS $$
+    WITH was AS (SELECT r.waiting_for FROM pgrollout.run AS r WHERE r.run_id = p_run), now AS (
         UPDATE pgrollout.run
         SET waiting_for = p_for, waiting_since = CASE WHEN waiting_for IS NULL THEN clock_timestamp() ELSE waiting_since END
-        WHERE run_id = p_run AND waiting_for IS DISTINCT FROM p_for RETURNING 1)
+        WHERE run_id = p_run)
+    SELECT waiting_for IS DISTINCT FROM p_for FROM was
+$$;
+
+-- The same, and an event each time that it is something else.
+CREATE OR REPLACE FUNCTION pgrollout.note_waiting(p_run bigint, p_step jsonb, p_for text) RETURNS void LANGUAGE sql AS $$
     INSERT INTO pgrollout.event (run_id, step_id, what, detail)
-    SELECT p_run, p_step ->> 'id', 'waiting', p_for FROM changed
+    SELECT p_run, p_step ->> 'id', 'waiting', p_for WHERE pgrollout.set_waiting(p_run, p_for)
 $$;
 
 -- Takes the step's locks: first SHARE UPDATE EXCLUSIVE, for which no reader or writer waits and an autovacuum gives

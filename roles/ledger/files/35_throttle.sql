@@ -161,7 +161,7 @@ BEGIN
                 'Everything committed stays; start the same command again.', p_rows);
         END IF;
         -- The words change with every look (so many bytes behind), which limits hold does not: one event for those.
-        UPDATE pgrollout.run SET waiting_for = 'paused: ' || v_reason WHERE run_id = p_run;
+        PERFORM pgrollout.set_waiting(p_run, 'paused: ' || v_reason);
         INSERT INTO pgrollout.event (run_id, step_id, what, detail)
         SELECT p_run, p_step ->> 'id', 'waiting', 'paused: ' || v_reason WHERE v_holds <> v_held;
         v_held := v_holds;
