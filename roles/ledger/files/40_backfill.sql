@@ -137,6 +137,7 @@ DECLARE
     v_off text[] := ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_sort'];
     v_joins text[];
     v_plan jsonb;
+    v_small boolean := (SELECT sum(pg_relation_size(r)) FROM pgrollout.stored(to_regclass(p_spec ->> 'table')) AS r) <= 65536;
 BEGIN
     FOREACH v_joins SLICE 1 IN ARRAY ARRAY[['', ''], ['enable_hashjoin', 'enable_mergejoin']] LOOP
         v_off := v_off || array_remove(v_joins, '');
@@ -151,7 +152,8 @@ BEGIN
                 (SELECT format('(%s)', string_agg('$' || n, ', ' ORDER BY n)) FROM generate_series(v_keys + 1, 2 * v_keys) AS n)));
         EXECUTE format('EXPLAIN (VERBOSE, FORMAT JSON) EXECUTE pgrollout_batch (%s)',
             array_to_string(array_fill('NULL'::text, ARRAY[2 * v_keys]), ', ')) INTO v_plan;
-        IF pgrollout.walks_index(v_plan, p_spec) THEN
+        -- Where a table has a few pages, any way to read it is as good as another.
+        IF v_small OR pgrollout.walks_index(v_plan, p_spec) THEN
             RETURN v_off;
         END IF;
     END LOOP;
