@@ -197,7 +197,7 @@ def test_names_that_need_quotes(ledger: Database, run: int, tmp_path: Path) -> N
         f'CREATE SCHEMA "My Schema"; CREATE TABLE {table} ("The Id" text PRIMARY KEY, "Visit\'s" integer DEFAULT 0);'
         f"INSERT INTO {table} SELECT 'x' || g FROM generate_series(1, {ROWS}) AS g"
     )
-    sql = f'-- Step: fill\n-- Backfill: by The Id\nUPDATE item AS "a.T+" SET "Visit\'s" = "a.T+"."Visit\'s" + 1;'
+    sql = '-- Step: fill\n-- Backfill: by The Id\nUPDATE item AS "a.T+" SET "Visit\'s" = "a.T+"."Visit\'s" + 1;'
     (step,) = steps_of(tmp_path, sql)
     step = step | {"backfill": step["backfill"] | {"table": table}, "bytes": 2**30}
     carry_out(ledger, run, [step], **SMALL)
