@@ -282,7 +282,7 @@ def _scaffolds(decided: list[dict[str, Any]], steps: list[dict[str, Any]]) -> li
         if decided[index]["fact"].get("actual") is None and between:
             used = all(decided[i]["state"] == "satisfied" for i in between)
             for i in mine:
-                decided[i]["state"] = "satisfied" if used else "pending"
+                decided[i] |= {"state": "satisfied" if used else "pending", "scaffold": True}
     return decided
 
 
@@ -290,6 +290,8 @@ def _successions(decided: list[dict[str, Any]], facts: dict[str, Any]) -> None:
     """Settles what is made, replaced or dropped by more than one step: where the last is done, so are those before."""
     by_object: dict[str, list[dict[str, Any]]] = {}
     for step in decided:
+        if "scaffold" in step:
+            continue  # settled by what it helped with: the ledger may know of a run before the help was needed again
         if step["object"] and step["truth"] == "catalog" and step["object"]["kind"] not in _ASPECTS:
             by_object.setdefault(_key(step["object"]), []).append(step)
     for steps in by_object.values():
