@@ -3,6 +3,7 @@
 SHELL  := bash
 PYTHON ?= python3
 SCALE  ?= 1
+RUNS   ?= 3
 VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := .demo
@@ -11,11 +12,12 @@ PARALLEL := -n 2 --dist loadfile
 # What depends on the server's version: the SQL, the ledger's procedures, the whole way there and back.
 EACH_VERSION := tests/errata \
 	$(addprefix tests/integration/test_,$(addsuffix .py,runner backfill throttle walk planner locks))
+LOCKED := requirements requirements-dev requirements-server requirements-bench
 LOCKS  := requirements.txt requirements-dev.txt requirements-server.txt
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: FORCE help setup demo demo-circle demo-down test lint lint-sql unit ci full requirements clean
+.PHONY: FORCE help setup demo demo-circle demo-down bench test lint lint-sql unit ci full requirements clean
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -50,6 +52,14 @@ demo-circle: setup ## the demo, then validated, rolled back with proof and appli
 demo-down: ## stop the demo's server and delete it
 	@[ ! -d $(DEMO) ] || $(BIN)/python -m demo.server remove --folder $(DEMO)
 
+bench: $(VENV)/.bench-installed ## what is claimed, measured beside others (WHAT=stall SCALE=1 RUNS=3); tables to bench/README.md
+	@$(BIN)/python -m bench $(WHAT) --scale $(SCALE) --runs $(RUNS)
+
+# What it is compared with, for the bench only.
+$(VENV)/.bench-installed: requirements-bench.txt | setup
+	$(BIN)/python -m pip install --quiet --no-compile --require-hashes -r requirements-bench.txt
+	@touch $@
+
 lint: setup ## formats, types, YAML and Ansible rules
 	ruff format --check .
 	ruff check .
@@ -80,7 +90,7 @@ full: setup ## the long soaks (hours)
 
 requirements: setup ## lock requirements*.in anew, with hashes
 	$(BIN)/python -m pip install --quiet pip-tools==7.6.2
-	@for name in $(LOCKS:.txt=); do \
+	@for name in $(LOCKED); do \
 		echo "$$name.txt"; \
 		CUSTOM_COMPILE_COMMAND="make requirements" $(BIN)/pip-compile --quiet --upgrade --generate-hashes \
 			--allow-unsafe --strip-extras --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
@@ -88,5 +98,5 @@ requirements: setup ## lock requirements*.in anew, with hashes
 	done
 
 clean: demo-down ## remove all that the targets above made
-	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible src/*.egg-info
+	rm -rf .bench $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache .hypothesis .ansible src/*.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
