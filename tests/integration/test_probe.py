@@ -16,6 +16,7 @@ import pytest
 from tests.support.ledger import InBackground, claim, finish, install
 from tests.support.probe import call, lives, probing
 from tests.support.rollouts import write_rollout
+from tests.support.runs import words
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
@@ -394,3 +395,53 @@ def test_the_report_of_a_run_and_the_switch(ledger: Database, playbook: Playbook
         "downtime: measured by telescope" in playbook("migrate.yml", *off, database=ledger, variables=variables).stdout
     )
     assert ledger.value("SELECT count(*) FROM pgrollout.probe WHERE measures") == 2
+
+
+@pytest.mark.ci
+def test_a_phase_in_which_the_application_waits_too_long_is_taken_back(
+    ledger: Database, playbook: Playbook, tmp_path: Path
+) -> None:
+    ledger.execute("INSERT INTO item (note) SELECT NULL FROM generate_series(1, 2000)")
+    files = {
+        "phase1/001_one/apply.sql": "CREATE INDEX CONCURRENTLY item_note ON item (note);",
+        "phase1/001_one/rollback.sql": "DROP INDEX CONCURRENTLY item_note;",
+        "phase2/002_two/apply.sql": "-- Step: fill\n-- Backfill: by id\n-- New rows: left\n"
+        "UPDATE item SET note = 'filled' WHERE note IS NULL;",
+        "phase2/002_two/rollback.sql": "-- Restore: fill\nSELECT FROM restored;",
+    }
+    variables = {
+        "rollout_dir": str(write_rollout(tmp_path / "sql", files)),
+        "backup_dir": str(tmp_path / "backups"),
+        "apply_batch_rows": 100,
+        "apply_batch_max_rows": 100,
+    }
+    filled = "SELECT count(*) FROM item WHERE note = 'filled'"
+    with contextlib.closing(ledger.connect(autocommit=False)) as writer:
+        started = playbook.start("migrate.yml", "-e", "probe_abort_ms=300", database=ledger, variables=variables)
+
+        def there(question: str) -> bool:
+            assert started.process.poll() is None, started.output
+            return bool(ledger.value(question))
+
+        begun = "SELECT count(*) FROM pgrollout.phase_run WHERE phase = 'phase2'"
+        wait_until(lambda: there("SELECT to_regclass('pgrollout.phase_run')") and there(begun), 300, "the second phase")
+        writer.cursor().execute("SELECT FROM item WHERE id = 1500 FOR SHARE")
+        waits = "SELECT count(*) FROM pgrollout.run WHERE waiting_for IS NOT NULL"
+        wait_until(lambda: there(waits), 300, "a batch that waits for the row")
+        assert ledger.value(filled) > 0
+        writer.cursor().execute("LOCK TABLE item IN ACCESS EXCLUSIVE MODE")
+        stop = "SELECT count(*) FROM pgrollout.control WHERE request = 'stop'"
+        wait_until(lambda: there(stop), 300, "the probe to ask for a stop")
+    run = started.wait()
+    assert run.rc != 0
+    assert "stopped by the downtime probe" in words(run)
+    assert "demo: phase2 is taken back, because the application waited" in words(run), run.output
+    assert ledger.query("SELECT kind, status FROM pgrollout.run ORDER BY run_id") == [
+        ("migrate", "failed"),
+        ("rollback", "completed"),
+    ]
+    assert ledger.value(filled) == 0
+    assert ledger.value("SELECT indisvalid FROM pg_index WHERE indexrelid = 'item_note'::regclass")
+    again = playbook("migrate.yml", database=ledger, variables=variables)
+    assert again.rc == 0
+    assert ledger.value(filled) == 2000
