@@ -98,13 +98,13 @@ def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]
     ]
 
 
-# A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table they are vacuumed away
-# after each of so many parts, so that the table grows by that part and not to twice its size.
+# A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table they are vacuumed
+# away after each of so many parts, so that the table grows by that part and not to twice its size.
 VACUUM_PARTS = 5
 VACUUM_BYTES = 8 * 1024**2
 # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again. No
-# parallel workers: the cores are the application's. Whoever holds its lock (an autovacuum against wraparound may for hours)
-# is not waited for.
+# parallel workers: the cores are the application's. Whoever holds its lock (an autovacuum against wraparound may for
+# hours) is not waited for.
 VACUUM = "VACUUM (TRUNCATE false, SKIP_LOCKED, PARALLEL 0)"
 
 
