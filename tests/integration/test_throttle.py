@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROWS = 20_000
 FILL = "-- Step: fill\n-- Backfill: by id\nUPDATE item AS t SET visits = t.visits + 1;"
 # Batches small enough that a backfill looks at its limits many times, and none of the default limits.
-SLOW = {"batch_rows": 20, "batch_max_rows": 20}
+SLOW = {"batch_rows": 4, "batch_max_rows": 4}
 FREE = {
     "throttle_lag_s": 0,
     "throttle_lag_bytes": 0,
@@ -277,6 +277,44 @@ def test_sessions_that_are_active(ledger: Database) -> None:
         for each in busy:
             with pytest.raises(psycopg2.errors.QueryCanceled):
                 each.result()
+
+
+BUSY = "SELECT count(*) FROM (SELECT generate_series(1, 10000000000)) AS n"
+RESTING = "SELECT count(*) FROM pg_stat_activity WHERE query LIKE '%pgrollout.backfill%' AND wait_event = 'PgSleep'"
+
+
+def rest(database: Database, **changes: float | str) -> float:
+    """How long a backfill rests after a batch of 100 ms, in ms."""
+    return float(database.value("SELECT pgrollout.rest_ms(%s, 100)", json.dumps(settings(**changes))))
+
+
+def test_it_rests_for_each_session_that_is_at_work(ledger: Database, run: int, tmp_path: Path) -> None:
+    with contextlib.ExitStack() as stack:
+        holder, waiter, engine, *others = (
+            stack.enter_context(contextlib.closing(ledger.connect("hive_app"))) for _ in range(5)
+        )
+        for session in (waiter, engine, *others):
+            stack.callback(session.cancel)  # or close() would wait for its statement
+        holder.cursor().execute("SELECT pg_advisory_lock(1)")
+        engine.cursor().execute("SET application_name = 'pgrollout/1/x'")
+        work = [
+            InBackground(waiter.cursor().execute, "SELECT pg_advisory_lock(1)"),
+            InBackground(engine.cursor().execute, BUSY),
+            *(InBackground(other.cursor().execute, BUSY) for other in others),
+        ]
+        wait_until(lambda: rest(ledger) == 100, what="a rest for two, not for those that wait or are its own")
+        assert rest(ledger, rest_per_session=0.25) == 50
+        assert rest(ledger, rest_max=0.3) == 30
+        assert rest(ledger, rest_max=0) == 0
+        backfill = begin(ledger, run, tmp_path, rest_per_session=2, rest_max=4)
+        wait_until(lambda: ledger.value(RESTING) and visited(ledger) > 0, what="a backfill that rests")
+        assert waiting_for(ledger) == ""
+    for each in work:
+        with contextlib.suppress(psycopg2.Error):
+            each.result()
+    backfill.result()
+    assert_each_row_once(ledger)
+    assert rest(ledger) == 0
 
 
 # ---- a query of the user's own

@@ -79,7 +79,7 @@ CREATE TABLE IF NOT EXISTS pgrollout.cursor (
     rows_left bigint,
     batch_rows integer NOT NULL,
     batches bigint NOT NULL DEFAULT 0,
-    -- Time spent in batches; waiting, vacuum and the nights between two runs are no part of it.
+    -- Time spent in batches and in the rests between them; waiting, vacuum and the nights between two runs are no part of it.
     worked_ms double precision NOT NULL DEFAULT 0,
     pass integer NOT NULL DEFAULT 1,
     finished boolean NOT NULL DEFAULT false,

@@ -174,3 +174,15 @@ BEGIN
     END IF;
 END
 $$;
+
+-- How long to rest after a batch that took p_ms: for each session that is at work right now a part of it, so that on few
+-- cores the application keeps most of them and on an idle server nothing is lost. One that waits for a lock or its client
+-- needs no core; of those whose activity this role may not see nothing is known.
+CREATE OR REPLACE FUNCTION pgrollout.rest_ms(p_settings jsonb, p_ms double precision) RETURNS double precision LANGUAGE plpgsql AS $$
+BEGIN
+    RETURN p_ms * least((p_settings ->> 'rest_max')::double precision, (p_settings ->> 'rest_per_session')::double precision * (
+        SELECT count(*) FROM pg_stat_activity AS a
+        WHERE a.pid <> pg_backend_pid() AND a.state = 'active' AND a.backend_type = 'client backend'
+          AND a.application_name NOT LIKE 'pgrollout%' AND coalesce(a.wait_event_type, '') NOT IN ('Lock', 'Client', 'Timeout', 'Activity')));
+END
+$$;

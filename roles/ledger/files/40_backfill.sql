@@ -35,10 +35,17 @@ CREATE OR REPLACE FUNCTION pgrollout.key_types(p_spec jsonb) RETURNS text[] LANG
     SELECT array_agg(format_type(b.type, b.modifier) ORDER BY b.place) FROM base AS b JOIN pg_type AS t ON t.oid = b.type AND t.typtype <> 'd'
 $$;
 
--- A position (JSON array of key values) as typed literals, so that the key's index is used: '5'::bigint, 'x'::text
-CREATE OR REPLACE FUNCTION pgrollout.position_sql(p_spec jsonb, p_position jsonb) RETURNS text LANGUAGE sql STABLE AS $$
-    SELECT string_agg(format('%L::%s', p_position ->> (t.place::integer - 1), t.type), ', ' ORDER BY t.place)
-    FROM unnest(pgrollout.key_types(p_spec)) WITH ORDINALITY AS t (type, place)
+-- A position (JSON array of key values) as typed literals, so that the key's index is used: '5'::bigint, 'x'::text. Called
+-- four times a batch, so the spec holds the types (see backfill) and this is PL/pgSQL, which keeps its plans.
+CREATE OR REPLACE FUNCTION pgrollout.position_sql(p_spec jsonb, p_position jsonb) RETURNS text LANGUAGE plpgsql IMMUTABLE AS $$
+DECLARE
+    v_literals text[];
+BEGIN
+    FOR i IN 0 .. jsonb_array_length(p_position) - 1 LOOP
+        v_literals[i + 1] := format('%L::%s', p_position ->> i, p_spec -> 'types' ->> i);
+    END LOOP;
+    RETURN array_to_string(v_literals, ', ');
+END
 $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.json_object_sql(p_columns jsonb, p_alias text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
@@ -132,7 +139,7 @@ $$;
 -- come anew half-way; the two joins go only where they are in the way, because the author's own SQL may want them.
 CREATE OR REPLACE FUNCTION pgrollout.prepare_batch(p_step text, p_spec jsonb) RETURNS text[] LANGUAGE plpgsql AS $$
 DECLARE
-    v_types text[] := pgrollout.key_types(p_spec);
+    v_types text[] := ARRAY(SELECT jsonb_array_elements_text(p_spec -> 'types'));
     v_keys integer := cardinality(v_types);
     v_off text[] := ARRAY['enable_seqscan', 'enable_bitmapscan', 'enable_sort'];
     v_joins text[];
@@ -275,12 +282,14 @@ DECLARE
     v_left bigint;
     v_begun timestamptz;
     v_ms double precision;
+    v_rest_ms double precision := 0;  -- after the batch before
     v_looked timestamptz := '-infinity';
     v_first_failure timestamptz;
     v_blocked text;
     v_error text;
 BEGIN
     PERFORM pgrollout.check_spec(v_spec);
+    v_spec := v_spec || jsonb_build_object('types', pgrollout.key_types(v_spec));
     IF NOT EXISTS (SELECT FROM pgrollout.step WHERE step_id = v_id AND run_id = p_run AND state = 'started') THEN
         PERFORM pgrollout.step_started(p_run, p_step);
     END IF;
@@ -332,7 +341,7 @@ BEGIN
             UPDATE pgrollout.cursor
             SET position = coalesce(v_end, position), finished = v_end IS NULL, rows_changed = rows_changed + v_changed,
                 rows_visited = CASE WHEN v_end IS NULL THEN greatest(rows_visited, rows_estimated) ELSE rows_visited + batch_rows END,
-                batches = batches + 1, worked_ms = worked_ms + v_ms, updated_at = clock_timestamp(),
+                batches = batches + 1, worked_ms = worked_ms + v_ms + v_rest_ms, updated_at = clock_timestamp(),
                 batch_rows = pgrollout.next_batch_rows(batch_rows, v_ms,
                     (v_settings ->> 'batch_target_ms')::double precision, (v_settings ->> 'batch_max_rows')::integer)
             WHERE step_id = v_id;
@@ -364,6 +373,9 @@ BEGIN
             END IF;
             PERFORM pgrollout.note_waiting(p_run, p_step, v_blocked);
             CALL pgrollout.nap(0.2 + random() * 0.3);
+        ELSE
+            v_rest_ms := pgrollout.rest_ms(v_settings, v_ms);
+            CALL pgrollout.nap(v_rest_ms / 1000);
         END IF;
         COMMIT;
     END LOOP;

@@ -20,6 +20,7 @@ DECLARE
     v_total bigint;
     v_kept bigint;
     v_begun timestamptz;
+    v_ms double precision;
     v_looked timestamptz := '-infinity';
     v_first_failure timestamptz;
     v_blocked text;
@@ -90,8 +91,10 @@ BEGIN
             RETURN;
         END IF;
         IF v_blocked IS NULL THEN
-            v_batch := pgrollout.next_batch_rows(v_batch, extract(epoch FROM clock_timestamp() - v_begun) * 1000,
-                (v_settings ->> 'batch_target_ms')::double precision, (v_settings ->> 'batch_max_rows')::integer);
+            v_ms := extract(epoch FROM clock_timestamp() - v_begun) * 1000;
+            v_batch := pgrollout.next_batch_rows(v_batch, v_ms, (v_settings ->> 'batch_target_ms')::double precision,
+                (v_settings ->> 'batch_max_rows')::integer);
+            CALL pgrollout.nap(pgrollout.rest_ms(v_settings, v_ms) / 1000);
         ELSIF clock_timestamp() > v_first_failure + make_interval(secs => (v_settings ->> 'give_up_s')::double precision) THEN
             CALL pgrollout.fail_step(p_run, p_step, format('gave up after %s s; blocked by %s', v_settings ->> 'give_up_s', v_blocked),
                 'Everything committed stays; start the same command again.', v_total);

@@ -98,8 +98,8 @@ def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]
     ]
 
 
-# A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table they are vacuumed
-# away after each of so many parts, so that the table grows by that part and not to twice its size.
+# A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table what is dead is
+# vacuumed away before each of so many parts, so that the table grows by that part and not to twice its size.
 VACUUM_PARTS = 5
 VACUUM_BYTES = 8 * 1024**2
 # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again. No
@@ -115,7 +115,7 @@ def _data_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
     else:  # this part of the changes that are left
         calls = [f"CALL pgrollout.restore({run}, {this}, {1 / (parts - part):g})" for part in range(parts)]
     vacuum = f"{VACUUM} {step['backfill']['table']}"
-    return [query for call in calls for query in (vacuum, call)][1:]
+    return calls if parts == 1 else [query for call in calls for query in (vacuum, call)]
 
 
 def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:
