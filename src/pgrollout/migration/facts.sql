@@ -1,5 +1,6 @@
 -- Asks one database, in one transaction that is always rolled back, for everything a plan needs to know.
 -- The request (steps, relations) comes as JSON in the setting pgrollout.request; the answer goes into pgrollout.facts.
+-- A relation is known by what format('%I.%I', schema, name) prints (names.py), here and in the answer.
 --
 -- A definition is compared as PostgreSQL itself prints it: our statement runs on an empty temporary twin of its table
 -- (CREATE TEMP TABLE … LIKE takes ACCESS SHARE on the real one), and both are described by the same lines below. A
@@ -12,7 +13,8 @@ DO $facts$
 DECLARE
     request jsonb := current_setting('pgrollout.request')::jsonb;
     schema text := request ->> 'schema';
-    path text := quote_ident(schema);
+    -- Looked into first unless it is named: what an author asks about a table must not be answered by its empty twin.
+    path text := quote_ident(schema) || ', pg_temp';
     facts jsonb := '{}';
     steps jsonb := '{}';
     step jsonb;
@@ -20,11 +22,12 @@ DECLARE
     kind text;
     name text;
     plain_name text;
+    table_name text;
     owner_schema text;
     qualifier text;
     namespace oid;
     relation oid;
-    relation_name text;
+    relation_name text[];
     answer jsonb;
     actual jsonb;
     twin jsonb;
@@ -66,35 +69,35 @@ BEGIN
                                     SELECT h.inhrelid AS oid FROM pg_inherits AS h WHERE h.inhparent = c.oid
                                     UNION ALL
                                     SELECT h.inhrelid FROM pg_inherits AS h JOIN below AS b ON h.inhparent = b.oid)
-                                SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname ORDER BY f.oid), '[]')
+                                SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname) ORDER BY f.oid), '[]')
                                 FROM below AS b JOIN pg_class AS f ON f.oid = b.oid
                                 JOIN pg_namespace AS n ON n.oid = f.relnamespace),
-                   'parents', (SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname), '[]')
+                   'parents', (SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname)), '[]')
                                FROM pg_inherits AS h JOIN pg_class AS f ON f.oid = h.inhparent
                                JOIN pg_namespace AS n ON n.oid = f.relnamespace
                                WHERE h.inhrelid = c.oid AND c.relispartition),
-                   'references', coalesce((SELECT jsonb_agg(DISTINCT n.nspname || '.' || f.relname)
+                   'references', coalesce((SELECT jsonb_agg(DISTINCT format('%I.%I', n.nspname, f.relname))
                                            FROM pg_constraint AS k
                                            JOIN pg_class AS f ON f.oid = k.confrelid
                                            JOIN pg_namespace AS n ON n.oid = f.relnamespace
                                            WHERE k.conrelid = c.oid AND k.contype = 'f' AND k.confrelid <> c.oid), '[]'))), '{}')
         FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
-        JOIN pg_class AS c ON c.relname = split_part(r.name, '.', 2)
-                          AND c.relnamespace = to_regnamespace(quote_ident(split_part(r.name, '.', 1)))));
+        JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
+                          AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))));
 
     -- Who is in the way right now: holders of locks on these relations, old snapshots, prepared transactions.
     facts := facts || jsonb_build_object('blocker', (
         SELECT coalesce(jsonb_agg(to_jsonb(b) ORDER BY b.seconds DESC), '[]')
         FROM (
-            SELECT l.pid, n.nspname || '.' || c.relname AS relation,
+            SELECT l.pid, format('%I.%I', n.nspname, c.relname) AS relation,
                    upper(regexp_replace(replace(l.mode, 'Lock', ''), '(?<=[a-z])(?=[A-Z])', ' ', 'g')) AS mode,
                    coalesce(a.usename::text, x.owner::text, '?') AS "user", coalesce(a.application_name, '') AS application,
                    CASE WHEN l.pid IS NULL THEN 'prepared transaction ' || x.gid ELSE coalesce(a.state, '?') END AS state,
                    round(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::bigint AS seconds,
                    left(regexp_replace(coalesce(a.query, ''), '\s+', ' ', 'g'), 120) AS query
             FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
-            JOIN pg_class AS c ON c.relname = split_part(r.name, '.', 2)
-                              AND c.relnamespace = to_regnamespace(quote_ident(split_part(r.name, '.', 1)))
+            JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
+                              AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))
             JOIN pg_namespace AS n ON n.oid = c.relnamespace
             JOIN pg_locks AS l ON l.locktype = 'relation' AND l.relation = c.oid AND l.granted
                  AND l.pid IS DISTINCT FROM pg_backend_pid()
@@ -124,10 +127,12 @@ BEGIN
         rewrites := NULL;
         kind := target ->> 'kind';
         name := target ->> 'name';
-        plain_name := coalesce(nullif(split_part(name, '.', 2), ''), name);
-        owner_schema := coalesce(nullif(split_part(target ->> 'table', '.', 1), ''), schema);
+        owner_schema := coalesce((parse_ident(nullif(target ->> 'table', '')))[1], schema);
+        table_name := (parse_ident(nullif(target ->> 'table', '')))[2];
+        -- What bears a schema of its own has it in its name; the name of a column or an index may hold dots.
+        plain_name := CASE WHEN kind IN ('table', 'view', 'function', 'type', 'sequence') THEN (parse_ident(name))[2] ELSE name END;
         -- Every schema name that a printed definition may carry in front of an object of ours or of its twin.
-        qualifier := format('(pg_temp_\d+|pg_temp|%s)\.', quote_ident(owner_schema));
+        qualifier := format('(pg_temp_\d+|pg_temp|%s)\.', regexp_replace(quote_ident(owner_schema), '(\W)', '\\\1', 'g'));
         PERFORM set_config('search_path', path, true);
         IF step ->> 'done_when' <> '' THEN
             BEGIN
@@ -147,49 +152,47 @@ BEGIN
                     EXIT;
                 END IF;
                 IF is_twin THEN
-                    PERFORM set_config('search_path', 'pg_temp, ' || path, true);
-                    FOR relation_name IN SELECT * FROM jsonb_array_elements_text(step -> 'twins') LOOP
+                    PERFORM set_config('search_path', 'pg_temp, ' || quote_ident(schema), true);
+                    FOR relation_name IN SELECT parse_ident(t.name) FROM jsonb_array_elements_text(step -> 'twins') AS t (name) LOOP
                         CONTINUE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = pg_my_temp_schema()
-                                                                        AND c.relname = split_part(relation_name, '.', 2));
-                        EXECUTE format('CREATE TEMP TABLE %I (LIKE %I.%I INCLUDING DEFAULTS INCLUDING GENERATED '
-                                       'INCLUDING IDENTITY INCLUDING CONSTRAINTS)', split_part(relation_name, '.', 2),
-                                       split_part(relation_name, '.', 1), split_part(relation_name, '.', 2));
+                                                                        AND c.relname = relation_name[2]);
+                        EXECUTE format('CREATE TEMP TABLE %2$I (LIKE %1$I.%2$I INCLUDING DEFAULTS INCLUDING GENERATED '
+                                       'INCLUDING IDENTITY INCLUDING CONSTRAINTS)', relation_name[1], relation_name[2]);
                         FOR constraint_row IN
                             SELECT k.conname, pg_get_constraintdef(k.oid) AS definition FROM pg_constraint AS k
                             WHERE k.contype IN ('p', 'u')
-                              AND k.conrelid = format('%I.%I', split_part(relation_name, '.', 1),
-                                                      split_part(relation_name, '.', 2))::regclass
+                              AND k.conrelid = format('%I.%I', relation_name[1], relation_name[2])::regclass
                         LOOP
-                            EXECUTE format('ALTER TABLE pg_temp.%I ADD CONSTRAINT %I %s', split_part(relation_name, '.', 2),
+                            EXECUTE format('ALTER TABLE pg_temp.%I ADD CONSTRAINT %I %s', relation_name[2],
                                            constraint_row.conname, constraint_row.definition);
                         END LOOP;
                     END LOOP;
                     EXECUTE CASE kind
                         -- The twin of a constraint holds the twin of its index.
                         WHEN 'index' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I; DROP INDEX IF EXISTS pg_temp.%I',
-                                                 split_part(target ->> 'table', '.', 2), name, name)
+                                                 table_name, name, name)
                         WHEN 'column' THEN format('ALTER TABLE pg_temp.%I DROP COLUMN IF EXISTS %I CASCADE',
-                                                  split_part(target ->> 'table', '.', 2), name)
+                                                  table_name, name)
                         WHEN 'constraint' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I CASCADE; '
                                                       'DROP INDEX IF EXISTS pg_temp.%I',
-                                                      split_part(target ->> 'table', '.', 2), name, name)
+                                                      table_name, name, name)
                         WHEN 'trigger' THEN format('DROP TRIGGER IF EXISTS %I ON pg_temp.%I', name,
-                                                   split_part(target ->> 'table', '.', 2))
+                                                   table_name)
                         WHEN 'policy' THEN format('DROP POLICY IF EXISTS %I ON pg_temp.%I', name,
-                                                  split_part(target ->> 'table', '.', 2))
+                                                  table_name)
                         WHEN 'table' THEN format('DROP TABLE IF EXISTS pg_temp.%I CASCADE',
-                                                 split_part(target ->> 'table', '.', 2))
+                                                 table_name)
                         WHEN 'type' THEN format('DROP TYPE IF EXISTS pg_temp.%I CASCADE', plain_name)
                         WHEN 'sequence' THEN format('DROP SEQUENCE IF EXISTS pg_temp.%I CASCADE', plain_name)
                         WHEN 'view' THEN 'DROP VIEW IF EXISTS pg_temp.pgrollout_view_twin'
                         ELSE 'SELECT'
                     END;
                     filenode := CASE WHEN kind = 'column_type'
-                                     THEN pg_relation_filenode(format('pg_temp.%I', split_part(target ->> 'table', '.', 2))::regclass) END;
+                                     THEN pg_relation_filenode(format('pg_temp.%I', table_name)::regclass) END;
                     EXECUTE step ->> 'probe';
                     -- An ALTER that copies the table gives even an empty one a new file.
                     IF kind = 'column_type' THEN
-                        rewrites := filenode <> pg_relation_filenode(format('pg_temp.%I', split_part(target ->> 'table', '.', 2))::regclass);
+                        rewrites := filenode <> pg_relation_filenode(format('pg_temp.%I', table_name)::regclass);
                     END IF;
                     PERFORM set_config('search_path', path, true);
                 END IF;
@@ -197,14 +200,14 @@ BEGIN
                 relation := (SELECT c.oid FROM pg_class AS c
                              WHERE c.relnamespace = namespace
                                AND c.relname = CASE WHEN kind = 'view' AND is_twin THEN 'pgrollout_view_twin'
-                                                    ELSE split_part(target ->> 'table', '.', 2) END);
+                                                    ELSE table_name END);
                 answer := NULL;
                 IF kind = 'index' THEN
                     SELECT jsonb_build_object(
                                'definition', regexp_replace(pg_get_indexdef(c.oid), qualifier, '', 'g'),
                                'valid', i.indisvalid AND i.indisready,
                                'partitioned', c.relkind = 'I',
-                               'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
+                               'table', (SELECT format('%I.%I', n.nspname, t.relname) FROM pg_class AS t
                                          JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = i.indrelid),
                                'building', (SELECT min(p.pid) FROM pg_stat_progress_create_index AS p WHERE p.index_relid = c.oid),
                                'builder', (SELECT min(a.application_name) FROM pg_stat_progress_create_index AS p
@@ -224,7 +227,12 @@ BEGIN
                                    FROM pg_constraint AS k
                                    WHERE k.conrelid = relation AND a.attnum = ANY (k.conkey)
                                      AND k.contype IN ('c', 'f', 'p', 'u')),
-                                   '{}'))
+                                   '{}'),
+                               'references', (
+                                   SELECT coalesce(jsonb_agg(DISTINCT format('%I.%I', n.nspname, f.relname)), '[]')
+                                   FROM pg_constraint AS k JOIN pg_class AS f ON f.oid = k.confrelid
+                                   JOIN pg_namespace AS n ON n.oid = f.relnamespace
+                                   WHERE k.conrelid = relation AND a.attnum = ANY (k.conkey)))
                       INTO answer
                     FROM pg_attribute AS a
                     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -232,7 +240,11 @@ BEGIN
                 ELSIF kind IN ('constraint', 'validation') THEN
                     SELECT jsonb_build_object(
                                'definition', regexp_replace(replace(pg_get_constraintdef(k.oid), ' NOT VALID', ''), qualifier, '', 'g'),
-                               'valid', k.convalidated)
+                               'valid', k.convalidated,
+                               'references', (
+                                   SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname)), '[]')
+                                   FROM pg_class AS f JOIN pg_namespace AS n ON n.oid = f.relnamespace
+                                   WHERE f.oid = k.confrelid))
                       INTO answer
                     FROM pg_constraint AS k WHERE k.conrelid = relation AND k.conname = name;
                 ELSIF kind = 'table' THEN
@@ -270,7 +282,7 @@ BEGIN
                     FROM pg_policy AS p WHERE p.polrelid = relation AND p.polname = name;
                 ELSIF kind = 'statistics' THEN
                     SELECT jsonb_build_object('definition', regexp_replace(pg_get_statisticsobjdef(s.oid), qualifier, '', 'g'),
-                                              'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
+                                              'table', (SELECT format('%I.%I', n.nspname, t.relname) FROM pg_class AS t
                                                         JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = s.stxrelid))
                       INTO answer
                     FROM pg_statistic_ext AS s WHERE s.stxnamespace = namespace AND s.stxname = name;
@@ -317,6 +329,10 @@ BEGIN
                 END IF;
                 IF is_twin THEN
                     twin := answer;
+                    -- The next twin's columns are of the real one.
+                    IF kind IN ('type', 'sequence') THEN
+                        EXECUTE format('DROP %s pg_temp.%I CASCADE', kind, plain_name);
+                    END IF;
                 ELSE
                     actual := answer;
                 END IF;

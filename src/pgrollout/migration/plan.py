@@ -8,11 +8,11 @@ refused.  For a rollback also: kept (stood there before the rollout).
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
 from pgrollout.migration.locks import conflict
+from pgrollout.migration.names import QUALIFIED, identifier, shown
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -377,10 +377,8 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
         others = relations.get(locks[0]["relation"], {}).get("references", [])
         locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others]
     if step["kind"] in ("DROP COLUMN", "DROP CONSTRAINT") and actual:
-        definitions = actual["constraints"].values() if step["kind"] == "DROP COLUMN" else [actual["definition"]]
-        found = {match[1] for text in definitions if (match := re.search(r"REFERENCES ([^\s(]+)\(", text))}
-        others = sorted(name if "." in name else f"{locks[0]['relation'].split('.')[0]}.{name}" for name in found)
-        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others if name != locks[0]["relation"]]
+        others = [name for name in actual.get("references", []) if name != locks[0]["relation"]]
+        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others]
     locks = _with_kin(step, locks, relations)
     table = locks[0]["relation"] if locks else ""
     known = relations.get(table, {})
@@ -507,10 +505,9 @@ def _key(target: dict[str, Any]) -> str:
 
 
 def label_of(target: dict[str, Any]) -> str:
-    table, name = target["table"].removeprefix("public."), target["name"].removeprefix("public.")
     if target["kind"] in ("column", "constraint", "trigger", "default", "not_null"):
-        return f"{target['kind'].replace('_', ' ')} {table}.{name}"
-    return f"{target['kind']} {name}"
+        return f"{target['kind'].replace('_', ' ')} {shown(target['table'])}.{identifier(target['name'])}"
+    return f"{target['kind']} {shown(target['name']) if target['kind'] in QUALIFIED else identifier(target['name'])}"
 
 
 def unknown_names(given: list[str], known: list[str], what: str) -> list[str]:
