@@ -31,6 +31,7 @@ DECLARE
     answer jsonb;
     actual jsonb;
     twin jsonb;
+    partitions jsonb;
     is_twin boolean;
     error text;
     unproven text;
@@ -54,8 +55,8 @@ BEGIN
     -- form depends on: the primary key, a unique index without a condition, partitions.
     facts := facts || jsonb_build_object('relation', (
         SELECT coalesce(jsonb_object_agg(r.name, jsonb_build_object(
-                   'rows', greatest(c.reltuples, 0)::bigint,
-                   'bytes', pg_total_relation_size(c.oid),
+                   'rows', held.rows,
+                   'bytes', held.bytes,
                    'kind', c.relkind,
                    'key', coalesce((SELECT jsonb_agg(a.attname ORDER BY k.place)
                                     FROM pg_index AS i
@@ -83,7 +84,13 @@ BEGIN
                                            WHERE k.conrelid = c.oid AND k.contype = 'f' AND k.confrelid <> c.oid), '[]'))), '{}')
         FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
         JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
-                          AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))));
+                          AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))
+        -- A partitioned table holds what its leaves hold; its own reltuples is their sum as ANALYZE last saw it.
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(greatest(t.reltuples, 0)), 0)::bigint AS rows,
+                   coalesce(sum(pg_total_relation_size(t.oid)), 0)::bigint AS bytes
+            FROM (SELECT c.oid WHERE c.relkind <> 'p' UNION ALL SELECT p.relid FROM pg_partition_tree(c.oid) AS p WHERE c.relkind = 'p' AND p.isleaf) AS s (oid)
+            JOIN pg_class AS t ON t.oid = s.oid) AS held));
 
     -- Who is in the way right now: holders of locks on these relations, old snapshots, prepared transactions.
     facts := facts || jsonb_build_object('blocker', (
@@ -121,6 +128,7 @@ BEGIN
         target := step -> 'object';
         actual := NULL;
         twin := NULL;
+        partitions := NULL;
         error := '';
         unproven := '';
         done := NULL;
@@ -146,7 +154,7 @@ BEGIN
             -- First what is there, then our statement on the twin, by the same lines.
             FOREACH is_twin IN ARRAY ARRAY[false, true] LOOP
                 EXIT WHEN target = 'null';
-                EXIT WHEN is_twin AND (actual IS NULL OR step ->> 'probe' = '' OR step ->> 'done_when' <> '');
+                EXIT WHEN is_twin AND (coalesce(actual, partitions) IS NULL OR step ->> 'probe' = '' OR step ->> 'done_when' <> '');
                 IF is_twin AND no_twins IS NOT NULL THEN
                     unproven := no_twins;
                     EXIT;
@@ -204,7 +212,13 @@ BEGIN
                 answer := NULL;
                 IF kind = 'index' THEN
                     SELECT jsonb_build_object(
-                               'definition', regexp_replace(pg_get_indexdef(c.oid), qualifier, '', 'g'),
+                               'definition', regexp_replace(
+                                   CASE WHEN c.relkind = 'I' THEN replace(pg_get_indexdef(c.oid), ' ON ONLY ', ' ON ')
+                                        ELSE pg_get_indexdef(c.oid) END, qualifier, '', 'g'),
+                               'shape', replace(regexp_replace(pg_get_indexdef(c.oid), qualifier, '', 'g'),
+                                                format('INDEX %I ON %s%I ', c.relname, CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END,
+                                                       (SELECT t.relname FROM pg_class AS t WHERE t.oid = i.indrelid)),
+                                                'INDEX '),
                                'valid', i.indisvalid AND i.indisready,
                                'partitioned', c.relkind = 'I',
                                'table', (SELECT format('%I.%I', n.nspname, t.relname) FROM pg_class AS t
@@ -215,6 +229,34 @@ BEGIN
                       INTO answer
                     FROM pg_class AS c JOIN pg_index AS i ON i.indexrelid = c.oid
                     WHERE c.relnamespace = namespace AND c.relname = plain_name;
+                    -- Of a partitioned table: each partition below it with its indexes, but for those that belong to a constraint.
+                    IF NOT is_twin AND (SELECT c.relkind FROM pg_class AS c WHERE c.oid = relation) = 'p' THEN
+                        SELECT coalesce(jsonb_agg(jsonb_build_object(
+                                   'relation', format('%I.%I', n.nspname, t.relname),
+                                   'parent', (SELECT format('%I.%I', pn.nspname, pt.relname) FROM pg_class AS pt
+                                              JOIN pg_namespace AS pn ON pn.oid = pt.relnamespace WHERE pt.oid = p.parentrelid),
+                                   'leaf', p.isleaf,
+                                   'rows', greatest(t.reltuples, 0)::bigint,
+                                   'bytes', pg_total_relation_size(t.oid),
+                                   'indexes', (
+                                       SELECT coalesce(jsonb_agg(jsonb_build_object(
+                                                  'name', format('%I.%I', n.nspname, x.relname),
+                                                  'shape', regexp_replace(replace(pg_get_indexdef(x.oid), format('INDEX %I ON %s%I.%I ',
+                                                      x.relname, CASE WHEN x.relkind = 'I' THEN 'ONLY ' ELSE '' END, n.nspname, t.relname),
+                                                      'INDEX '), qualifier, '', 'g'),
+                                                  'valid', i.indisvalid AND i.indisready,
+                                                  'parent', (SELECT format('%I.%I', hn.nspname, h.relname)
+                                                             FROM pg_inherits AS s JOIN pg_class AS h ON h.oid = s.inhparent
+                                                             JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
+                                                             WHERE s.inhrelid = x.oid)) ORDER BY x.oid), '[]')
+                                       FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
+                                       WHERE i.indrelid = t.oid
+                                         AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = x.oid))) ORDER BY p.level, t.oid), '[]')
+                          INTO partitions
+                        FROM pg_partition_tree(relation) AS p JOIN pg_class AS t ON t.oid = p.relid
+                        JOIN pg_namespace AS n ON n.oid = t.relnamespace
+                        WHERE p.level > 0;
+                    END IF;
                 ELSIF kind IN ('column', 'column_type', 'not_null', 'default') THEN
                     SELECT jsonb_build_object(
                                'type', format_type(a.atttypid, a.atttypmod),
@@ -341,7 +383,8 @@ BEGIN
             error := SQLERRM;
         END;
         steps := steps || jsonb_build_object(step ->> 'id', jsonb_build_object(
-            'actual', actual, 'wanted', twin, 'error', error, 'done', done, 'unproven', unproven, 'rewrites', rewrites));
+            'actual', actual, 'wanted', twin, 'error', error, 'done', done, 'unproven', unproven, 'rewrites', rewrites,
+            'partitions', partitions));
     END LOOP;
     facts := facts || jsonb_build_object('step', steps);
 

@@ -11,7 +11,7 @@ import yaml
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
-from pgrollout.migration.names import QUALIFIED, bare
+from pgrollout.migration.names import QUALIFIED, bare, in_id
 from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import SqlFile, Statement, read_sql
 
@@ -208,8 +208,7 @@ def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: s
     else:
         own = target["kind"] in _NAMED_ALONE or not target["table"]
         stem = ".".join([*([] if own else [bare(target["table"])]), target["name"] or "unnamed"])
-    # What a shell, a list with commas and a log line leave alone; two names that become one are told apart below.
-    stem = re.sub(r"[^\w.-]+", "_", stem)
+    stem = in_id(stem)  # two names that become one are told apart below
     verb = step["kind"].lower().split()[0]
     candidates = [stem, f"{stem}.{verb}"] + [f"{stem}.{verb}{number}" for number in range(2, 100)]
     return next(candidate for candidate in candidates if candidate not in taken)

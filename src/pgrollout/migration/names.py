@@ -60,6 +60,11 @@ def shown(relation: str) -> str:
     return relation.removeprefix("public.")
 
 
+def in_id(text: str) -> str:
+    """As part of a step's id: with what a shell, a list with commas and a log line leave alone."""
+    return re.sub(r"[^\w.-]+", "_", text)
+
+
 def column_names(text: str) -> list[str]:
     """The names in `id, "userId"`, read as SQL reads them; [] where that is no list of names."""
     try:

@@ -13,6 +13,7 @@ from typing import Any
 from pgrollout.migration.hindrances import hindrance
 from pgrollout.migration.locks import conflict
 from pgrollout.migration.names import QUALIFIED, identifier, shown
+from pgrollout.migration.partitions import build_in_parts, drop_as_a_whole
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -43,7 +44,7 @@ def plan_apply(
         steps = []
         unrecorded = []
         for migration in phase["migrations"]:
-            decided = [decided_of[step["id"]] for step in migration["apply"]]
+            decided = [part for step in migration["apply"] for part in decided_of[step["id"]]]
             steps += decided
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
@@ -145,8 +146,8 @@ def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _decide_all(
     rollout: dict[str, Any], facts: dict[str, Any], switches: dict[str, bool], reapply: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Every apply step by its id, with its state and reason."""
+) -> dict[str, list[dict[str, Any]]]:
+    """Every apply step by its id, with its state and reason; several where its table's partitions have a step each."""
     decided = []
     for phase in rollout["phases"]:
         for migration in phase["migrations"]:
@@ -156,7 +157,7 @@ def _decide_all(
     for step in decided:
         if step["state"] in TO_DO and (found := hindrance(step, facts)):
             step |= {"state": "refused", "reason": found}
-    return {step["id"]: step for step in decided}
+    return {step["id"]: build_in_parts(step) for step in decided}
 
 
 def _decide(
@@ -165,6 +166,7 @@ def _decide(
     fact = facts.get("step", {}).get(step["id"], {})
     ledger = _ledger(facts, step)
     answer = {**step, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
+    answer |= drop_as_a_whole(answer, facts.get("relation", {}))
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["only_when"] and not switches.get(step["only_when"], False):
@@ -229,7 +231,7 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
             "state": "conflict",
             "reason": f"it is being built right now by the session with pid {actual['building']}; wait for it.",
         }
-    if kind == "index" and not actual["valid"]:
+    if kind == "index" and not actual["valid"] and not actual.get("partitioned"):  # that waits for its partitions
         return {"state": "rebuild", "reason": "an INVALID index of this definition was left by a build that failed"}
     return {"state": "satisfied"}
 
@@ -340,6 +342,7 @@ def _decide_rollback(
 ) -> dict[str, Any]:
     fact = facts.get("step", {}).get(step["id"] + " (rollback)", {})
     answer = {**step, "rollback": True, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
+    answer |= drop_as_a_whole(answer, facts.get("relation", {}))
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["mode"] == "restore":
@@ -363,7 +366,9 @@ def _decide_rollback(
         return answer | outcome
     if _key(step["object"]) not in made:
         return answer | {"state": "kept", "reason": "it stood here before the rollout"}
-    return answer | {"undoes": [made[_key(step["object"])]["id"]]}
+    undone = made[_key(step["object"])]["id"]
+    of_partitions = [name for name in facts.get("ledger", {}).get("steps", {}) if name.startswith(f"{undone}/")]
+    return answer | {"undoes": [undone, *of_partitions]}
 
 
 def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
