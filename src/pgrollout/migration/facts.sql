@@ -96,7 +96,7 @@ BEGIN
     facts := facts || jsonb_build_object('blocker', (
         SELECT coalesce(jsonb_agg(to_jsonb(b) ORDER BY b.seconds DESC), '[]')
         FROM (
-            SELECT l.pid, format('%I.%I', n.nspname, c.relname) AS relation,
+            SELECT l.pid, r.name AS relation,
                    upper(regexp_replace(replace(l.mode, 'Lock', ''), '(?<=[a-z])(?=[A-Z])', ' ', 'g')) AS mode,
                    coalesce(a.usename::text, x.owner::text, '?') AS "user", coalesce(a.application_name, '') AS application,
                    CASE WHEN l.pid IS NULL THEN 'prepared transaction ' || x.gid ELSE coalesce(a.state, '?') END AS state,
@@ -105,7 +105,6 @@ BEGIN
             FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
             JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
                               AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))
-            JOIN pg_namespace AS n ON n.oid = c.relnamespace
             JOIN pg_locks AS l ON l.locktype = 'relation' AND l.relation = c.oid AND l.granted
                  AND l.pid IS DISTINCT FROM pg_backend_pid()
                  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())

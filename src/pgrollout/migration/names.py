@@ -45,6 +45,11 @@ def parts(relation: str) -> tuple[str, str]:
     return schema, name
 
 
+def canonical(relation: str) -> str:
+    """What a server has printed, as we print it: each version has keywords, and so quotes, of its own."""
+    return qualified(*parts(relation))
+
+
 def bare(relation: str) -> str:
     """The name alone, without quotes."""
     return parts(relation)[1]

@@ -13,7 +13,7 @@ from typing import Any
 from pgrollout.migration.hindrances import hindrance
 from pgrollout.migration.locks import conflict
 from pgrollout.migration.names import QUALIFIED, identifier, shown
-from pgrollout.migration.partitions import build_in_parts, drop_as_a_whole
+from pgrollout.migration.partitions import build_at_once, build_in_parts, drop_as_a_whole
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -154,6 +154,7 @@ def _decide_all(
             steps = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
             decided += _scaffolds(steps, migration["apply"])
     _successions(decided, facts)
+    build_at_once(decided, facts.get("relation", {}))
     for step in decided:
         if step["state"] in TO_DO and (found := hindrance(step, facts)):
             step |= {"state": "refused", "reason": found}
