@@ -85,7 +85,7 @@ ci: setup ## after `make test`: more walks, kills and stops, and PostgreSQL 14 a
 		PGROLLOUT_PG_BIN=$$bin pytest $(PARALLEL) $(EACH_VERSION) || exit 1; \
 	done
 
-full: setup ## the long soaks (hours)
+full: setup ## the long soaks: thirty kills, ten stops
 	pytest -m full
 
 requirements: setup ## lock requirements*.in anew, with hashes

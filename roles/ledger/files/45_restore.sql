@@ -1,8 +1,8 @@
 -- Puts back what a backfill changed, newest change first, where the row still holds what the backfill wrote: column by
 -- column, so that a value of the application stays. A batch's history rows go in the transaction of the batch, so what
 -- is left of them is the cursor. The step's own SQL (p_step ->> 'sql') runs once a batch and sees the rows put back as
--- restored(key, old, new).
-CREATE OR REPLACE PROCEDURE pgrollout.restore(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
+-- restored(key, old, new). One call puts back p_share of the changes that are left; with 1 the step is done.
+CREATE OR REPLACE PROCEDURE pgrollout.restore(p_run bigint, p_step jsonb, p_share double precision) LANGUAGE plpgsql AS $$
 DECLARE
     v_settings jsonb := current_setting('pgrollout.settings')::jsonb;
     v_spec jsonb := p_step -> 'backfill';
@@ -13,18 +13,24 @@ DECLARE
                    JOIN pg_namespace AS n ON n.oid = y.typnamespace WHERE c.oid = v_table);
     v_batch integer := (v_settings ->> 'batch_rows')::integer;
     v_sql text;
+    v_share bigint;  -- how many changes this call takes
     v_visited bigint;
     v_restored bigint;
-    v_total bigint := 0;
-    v_kept bigint := 0;
+    v_taken bigint := 0;
+    v_total bigint;
+    v_kept bigint;
     v_begun timestamptz;
     v_looked timestamptz := '-infinity';
     v_first_failure timestamptz;
     v_blocked text;
 BEGIN
-    PERFORM pgrollout.step_started(p_run, p_step);
-    UPDATE pgrollout.step SET state = 'restoring' WHERE step_id = v_filled;
+    IF NOT EXISTS (SELECT FROM pgrollout.step WHERE step_id = p_step ->> 'id' AND run_id = p_run AND state = 'started') THEN
+        PERFORM pgrollout.step_started(p_run, p_step), set_config('pgrollout.kept', '0', false);
+        UPDATE pgrollout.step SET state = 'restoring' WHERE step_id = v_filled;
+    END IF;
     COMMIT;
+    SELECT rows, coalesce(nullif(current_setting('pgrollout.kept', true), ''), '0')::bigint INTO v_total, v_kept FROM pgrollout.step WHERE step_id = p_step ->> 'id';
+    SELECT CASE WHEN p_share < 1 THEN ceil(count(*) * p_share) END INTO v_share FROM pgrollout.row_change WHERE step_id = v_filled;
     v_sql := format($sql$
         WITH taken AS (
             DELETE FROM pgrollout.row_change AS h
@@ -73,11 +79,16 @@ BEGIN
         END;
         IF v_blocked IS NULL THEN
             v_total := v_total + v_restored;
+            v_taken := v_taken + v_visited;
             v_kept := v_kept + v_visited - v_restored;
             UPDATE pgrollout.step SET rows = v_total WHERE step_id = p_step ->> 'id';
         END IF;
         COMMIT;
         EXIT WHEN v_blocked IS NULL AND v_visited = 0;
+        IF v_taken >= v_share THEN
+            PERFORM set_config('pgrollout.kept', v_kept::text, false);
+            RETURN;
+        END IF;
         IF v_blocked IS NULL THEN
             v_batch := pgrollout.next_batch_rows(v_batch, extract(epoch FROM clock_timestamp() - v_begun) * 1000,
                 (v_settings ->> 'batch_target_ms')::double precision, (v_settings ->> 'batch_max_rows')::integer);

@@ -67,12 +67,11 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
         queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
         this = f"pgrollout.this_step({literal(step_id)})"
-        procedure = {"ddl": "run_ddl", "restore": "restore"}.get(step["mode"])
-        if procedure:
-            queries.append(f"CALL pgrollout.{procedure}({run}, {this})")
+        if step["mode"] == "ddl":
+            queries.append(f"CALL pgrollout.run_ddl({run}, {this})")
             continue
-        if step["mode"] == "data":
-            queries += _backfill_queries(step, run, this)
+        if step["mode"] in ("data", "restore"):
+            queries += _data_queries(step, run, this)
             continue
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
         leftover = [_drop_index(step)] if step["state"] == "rebuild" else []
@@ -104,23 +103,24 @@ def _drop_index(step: dict[str, Any]) -> str:
     return f"DROP INDEX CONCURRENTLY {beside(step['object']['table'], step['object']['name'])}"
 
 
-# A backfill leaves a dead row for each that it changes. On a larger table they are vacuumed away each time this part of
-# the rows is visited, so that the table grows by that part and not to twice its size.
-VACUUM_PART = 0.2
+# A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table they are vacuumed
+# away after each of so many parts, so that the table grows by that part and not to twice its size.
+VACUUM_PARTS = 5
 VACUUM_BYTES = 8 * 1024**2
+# TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again. No
+# parallel workers: the cores are the application's. Whoever holds its lock (an autovacuum against wraparound may for
+# hours) is not waited for.
+VACUUM = "VACUUM (TRUNCATE false, SKIP_LOCKED, PARALLEL 0)"
 
 
-def _backfill_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
-    call = "CALL pgrollout.backfill({}, {}, {})"
-    if step["bytes"] <= VACUUM_BYTES:
-        return [call.format(run, this, 1)]
-    parts = round(1 / VACUUM_PART)
-    # TRUNCATE would take ACCESS EXCLUSIVE to give empty pages at the table's end back, which the next part fills again.
-    # No parallel workers: the cores are the application's. Whoever holds its lock (an autovacuum against wraparound may
-    # for hours) is not waited for.
-    vacuum = f"VACUUM (TRUNCATE false, SKIP_LOCKED, PARALLEL 0) {step['backfill']['table']}"
-    slices = [query for part in range(1, parts) for query in (call.format(run, this, part / parts), vacuum)]
-    return [*slices, call.format(run, this, 1)]
+def _data_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
+    parts = VACUUM_PARTS if step["bytes"] > VACUUM_BYTES else 1
+    if step["mode"] == "data":  # until this part of all rows is visited
+        calls = [f"CALL pgrollout.backfill({run}, {this}, {part / parts:g})" for part in range(1, parts + 1)]
+    else:  # this part of the changes that are left
+        calls = [f"CALL pgrollout.restore({run}, {this}, {1 / (parts - part):g})" for part in range(parts)]
+    vacuum = f"{VACUUM} {step['backfill']['table']}"
+    return [query for call in calls for query in (vacuum, call)][1:]
 
 
 def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:
