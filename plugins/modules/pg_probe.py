@@ -51,7 +51,9 @@ options:
     type: int
     required: true
   tables:
-    description: Tables, as schema.name. One that does not exist is left out without a word, one of another kind with.
+    description:
+      - Tables, as schema.name, in double quotes what SQL wants in them. One that does not exist is left out without a
+        word, one of another kind with.
     type: list
     elements: str
     default: []
@@ -194,16 +196,17 @@ SELECT t.name, CASE WHEN c.relkind = 'p' THEN 'is partitioned'
                     WHEN NOT (has_table_privilege(c.oid, 'SELECT') AND has_table_privilege(c.oid, 'UPDATE'))
                         THEN format('role %%s may not SELECT and UPDATE it', current_user) END
 FROM unnest(%s::text[]) WITH ORDINALITY AS t (name, place)
-JOIN pg_namespace AS n ON n.nspname = split_part(t.name, '.', 1)
-JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = substr(t.name, length(n.nspname) + 2)
+JOIN pg_namespace AS n ON n.nspname = (parse_ident(t.name))[1]
+JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = (parse_ident(t.name))[2]
 WHERE c.relkind IN ('r', 'p') AND c.relpersistence <> 't' AND n.nspname <> 'pgrollout'
 ORDER BY t.place
 """
 
-# A table: [key columns as {name, type}, a column that may be set to itself, whether an UPDATE of no row is without
-# consequence]. Triggers for each statement and rules act even then.
+# A table: [its schema, its name, key columns as {name, type}, a column that may be set to itself, whether an UPDATE of
+# no row is without consequence]. Triggers for each statement and rules act even then.
 TABLE = """
-SELECT coalesce((
+SELECT n.nspname, c.relname,
+       coalesce((
            SELECT jsonb_agg(jsonb_build_object('name', a.attname, 'type', format_type(a.atttypid, a.atttypmod))
                             ORDER BY k.place)
            FROM pg_index AS i CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
@@ -218,7 +221,8 @@ SELECT coalesce((
        NOT EXISTS (SELECT FROM pg_trigger AS g
                    WHERE g.tgrelid = c.oid AND NOT g.tgisinternal AND g.tgtype & 1 = 0 AND g.tgtype & 16 <> 0)
        AND NOT EXISTS (SELECT FROM pg_rewrite AS r WHERE r.ev_class = c.oid)
-FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE n.nspname = %s AND c.relname = %s
+FROM parse_ident(%s) AS p (parts)
+JOIN pg_namespace AS n ON n.nspname = p.parts[1] JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.parts[2]
 """
 
 
@@ -303,11 +307,10 @@ def locked(session: Any, table: Any, mode: str, operation: Any) -> str:
 
 def operations(session: Any, name: str, really: bool) -> list[str]:
     """What is done to a table, in turn: a read by key, a write. `really`: the write updates the row to itself."""
-    schema, _, relation = name.partition(".")
-    found = rows(session, TABLE, schema, relation)
+    found = rows(session, TABLE, name)
     if not found:
         raise Gone
-    key, column, harmless = found[0]
+    schema, relation, key, column, harmless = found[0]
     table = sql.Identifier(schema, relation)
     conditions = [condition(key, values) for values in sample(session, table, key)] if key else []
     # Without a key or a row the first place of the table is read, whether something is there or not.

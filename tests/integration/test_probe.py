@@ -241,14 +241,14 @@ def test_it_leaves_nothing_behind_but_where_it_may(ledger: Database, run: int) -
         " $$BEGIN INSERT INTO fired VALUES (now()); RETURN NULL; END$$;"
         "CREATE TRIGGER each AFTER UPDATE ON item FOR EACH STATEMENT EXECUTE FUNCTION fire()"
     )
-    tables = [ITEM, OTHER, "public.bare", "public.part", "public.none", "odd.my {} % 'table", "pgrollout.step"]
+    tables = [ITEM, OTHER, "public.bare", "public.part", "public.none", 'odd."my {} % \'table"', "pgrollout.step"]
     written = "SELECT (SELECT max(xmin::text::bigint) FROM item), (SELECT max(xmin::text::bigint) FROM other)"
     before = ledger.query(written)
     with probing(ledger, run, *tables) as probe:
         assert probe.left_out == ["public.part is partitioned"]
         probe.sampled(2)
         found = ledger.query("SELECT DISTINCT table_name FROM pgrollout.probe_sample")
-        assert {name for (name,) in found} == {ITEM, OTHER, "public.bare", "odd.my {} % 'table", "commit"}
+        assert {name for (name,) in found} == {ITEM, OTHER, "public.bare", 'odd."my {} % \'table"', "commit"}
         assert ledger.value("SELECT sum(errors) FROM pgrollout.probe_sample") == 0
         assert ledger.query(written) == before
     finish(ledger, run)

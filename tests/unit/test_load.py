@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.load import load_rollout
+from pgrollout.migration.load import gate_names, load_rollout
 from tests.support.rollouts import PHASE, rollout_of, write_rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -191,22 +191,27 @@ def test_the_shipped_rollout_loads_and_none_of_its_steps_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("statement", "name"),
+    ("statement", "name", "relation"),
     [
-        ('CREATE TABLE "Item" (id int);', "public.Item"),
-        ('ALTER TABLE "old items" DROP CONSTRAINT a;', "public.old items"),
-        ('ALTER TABLE "My".item ADD COLUMN a int;', "My.item"),
-        ('CREATE TABLE "a.b" (id int);', "public.a.b"),
+        ('CREATE TABLE "Item" (id int);', "Item", 'public."Item"'),
+        ('ALTER TABLE "old items" ADD COLUMN "user Id" int;', "old_items.user_Id", 'public."old items"'),
+        ('ALTER TABLE "My".item DROP COLUMN a;', "item.a", '"My".item'),
+        ('CREATE TABLE "a.b" (id int);', "a.b", 'public."a.b"'),
+        ('CREATE TRIGGER "T,1" BEFORE INSERT ON "order" EXECUTE FUNCTION f();', "order.T_1", 'public."order"'),
+        ("CREATE TABLE größe_2 (id int);", "größe_2", 'public."größe_2"'),
+        ('COMMENT ON COLUMN "a""b%"."c" IS \'x\';', "a_b_.c", 'public."a""b%"'),
     ],
 )
-def test_a_relation_that_needs_double_quotes_is_refused(tmp_path: Path, statement: str, name: str) -> None:
+def test_a_name_that_needs_double_quotes_is_followed(tmp_path: Path, statement: str, name: str, relation: str) -> None:
     (step,) = rollout_of(tmp_path, {"001_a": statement})["phases"][0]["migrations"][0]["apply"]
-    assert (
-        step["refused"]
-        == f"the relation {name} has a name that needs double quotes, which this engine cannot follow yet"
-    )
+    assert (step["name"], step["object"]["table"]) == (name, relation)
 
 
-def test_a_relation_in_another_alphabet_is_none_of_those(tmp_path: Path) -> None:
-    (step,) = rollout_of(tmp_path, {"001_a": "CREATE TABLE größe_2 (id int);"})["phases"][0]["migrations"][0]["apply"]
-    assert step["refused"] == ""
+def test_names_that_look_alike_in_an_id_are_told_apart(tmp_path: Path) -> None:
+    text = 'CREATE TABLE "a b" (); CREATE TABLE "a%b" (); CREATE TABLE "a.b" (); ALTER TABLE a ADD b int;'
+    assert names(rollout_of(tmp_path, {"001_a": text})) == ["a_b", "a_b.create", "a.b", "a.b.add"]
+
+
+def test_gate_names_hold_what_is_quoted(tmp_path: Path) -> None:
+    write_rollout(tmp_path, {"phase1/001_a/gates/x.gate.yml": 'index: ["Order Idx", a.b-c]\nuses: plain_idx\n'})
+    assert gate_names(tmp_path) >= {"Order Idx", "a.b-c", "plain_idx"}

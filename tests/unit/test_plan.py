@@ -290,7 +290,7 @@ def test_restore_needs_its_backfill_and_does_nothing_where_nothing_was_filled(tm
 
 
 def test_locks_are_completed_with_what_only_the_catalog_knows(tmp_path: Path) -> None:
-    foreign = COLUMN | {"constraints": {"fk": "FOREIGN KEY (c) REFERENCES other(id)"}}
+    foreign = COLUMN | {"references": ["public.a", "public.other"]}
     facts = APPLIED | {"step": APPLIED["step"] | {"002_b/a.c (rollback)": {"actual": foreign}}}
     plan = planner.plan_rollback(rollout_of(tmp_path, TWO), facts, ["phase1", "phase2"])
     locks = [

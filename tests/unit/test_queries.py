@@ -93,7 +93,7 @@ def test_concurrent_build_is_sent_as_the_author_wrote_it_between_its_ledger_rows
         "SELECT pgrollout.end_step(7, pgrollout.this_step('001_a/i'))",
     ]
     sent = queries.segment_queries(segment([step | {"state": "rebuild"}]), 7, {})
-    assert sent[4:6] == ['DROP INDEX CONCURRENTLY "i"', "CREATE INDEX CONCURRENTLY i ON a (b)"]
+    assert sent[4:6] == ["DROP INDEX CONCURRENTLY public.i", "CREATE INDEX CONCURRENTLY i ON a (b)"]
 
 
 def test_a_rollback_step_has_a_ledger_row_of_its_own(tmp_path: Path) -> None:
@@ -177,6 +177,6 @@ def test_facts_are_asked_for_each_step_once_with_the_tables_that_it_locks(tmp_pa
 def test_leftover_is_dropped_by_its_exact_name(tmp_path: Path, name: str) -> None:
     (step,) = planned(tmp_path, INDEX)
     sent = queries.segment_queries(
-        segment([step | {"state": "rebuild", "object": {"kind": "index", "name": name}}]), 1, {}
+        segment([step | {"state": "rebuild", "object": {"kind": "index", "table": 's."T"', "name": name}}]), 1, {}
     )
-    assert parse_sql(sent[4])[0].stmt.objects[0][0].sval == name
+    assert [part.sval for part in parse_sql(sent[4])[0].stmt.objects[0]] == ["s", name]

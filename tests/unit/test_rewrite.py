@@ -179,11 +179,12 @@ def test_what_cannot_be_printed_faithfully_is_refused(monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("table", "columns", "label", "name"),
     [
-        ("public.a", ["b"], "check", "a_b_check"),
-        ("public.a", [], "pkey", "a_pkey"),
-        ("s." + "t" * 60, ["c" * 60], "key", f"{'t' * 29}_{'c' * 29}_key"),
-        ("s." + "t" * 60, ["c" * 60], "fkey", f"{'t' * 29}_{'c' * 28}_fkey"),
-        ("public.ä", ["ö" * 40], "key", f"ä_{'ö' * 28}_key"),
+        ("a", ["b"], "check", "a_b_check"),
+        ("a", [], "pkey", "a_pkey"),
+        ("a.b", ["c"], "key", "a.b_c_key"),
+        ("t" * 60, ["c" * 60], "key", f"{'t' * 29}_{'c' * 29}_key"),
+        ("t" * 60, ["c" * 60], "fkey", f"{'t' * 29}_{'c' * 28}_fkey"),
+        ("ä", ["ö" * 40], "key", f"ä_{'ö' * 28}_key"),
     ],
 )
 def test_names_are_those_that_postgresql_would_give(table: str, columns: list[str], label: str, name: str) -> None:

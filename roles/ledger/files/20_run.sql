@@ -94,6 +94,11 @@ BEGIN
 END
 $$;
 
+-- What a session is called that works at p_step of p_run. The server would spell other letters than these otherwise.
+CREATE OR REPLACE FUNCTION pgrollout.session_name(p_run bigint, p_step text) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT left(regexp_replace(format('pgrollout/%s/%s', p_run, p_step), '[^ -~]', '?', 'g'), 63)
+$$;
+
 -- First statement of every working session: take the run lock, check the claim, pin the session's settings.
 -- The lock is tried, never waited for: a blocked pg_advisory_lock deadlocks with a concurrent build. The previous
 -- task's session may need some milliseconds to end, hence a second of trying.
@@ -115,8 +120,8 @@ BEGIN
     PERFORM pgrollout.check_run(p_run);
     UPDATE pgrollout.run SET step = p_step, waiting_for = NULL WHERE run_id = p_run RETURNING search_path INTO v_search_path;
     COMMIT;
-    PERFORM set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step), 63), false),
-            set_config('search_path', v_search_path, false),
+    PERFORM set_config('application_name', pgrollout.session_name(p_run, p_step), false),
+            set_config('search_path', quote_ident(v_search_path), false),
             set_config('lock_timeout', '0', false),
             set_config('default_transaction_isolation', 'read committed', false),
             -- A row that a policy hides would be passed over in silence; so it is an error.

@@ -6,7 +6,7 @@ CREATE OR REPLACE FUNCTION pgrollout.this_step(p_id text) RETURNS jsonb LANGUAGE
 $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.step_started(p_run bigint, p_step jsonb) RETURNS void LANGUAGE sql AS $$
-    SELECT set_config('application_name', left(format('pgrollout/%s/%s', p_run, p_step ->> 'id'), 63), false);
+    SELECT set_config('application_name', pgrollout.session_name(p_run, p_step ->> 'id'), false);
     INSERT INTO pgrollout.step (step_id, migration, phase, kind, statement, state, run_id, accepted)
     VALUES (p_step ->> 'id', p_step ->> 'migration', p_step ->> 'phase', p_step ->> 'kind', p_step ->> 'sql', 'started', p_run,
             coalesce(p_step -> 'accepted', '[]'))
@@ -226,7 +226,9 @@ $$;
 
 CREATE OR REPLACE FUNCTION pgrollout.end_step(p_run bigint, p_step jsonb) RETURNS void LANGUAGE plpgsql AS $$
 DECLARE
-    v_index regclass := CASE WHEN p_step -> 'object' ->> 'kind' = 'index' THEN to_regclass(quote_ident(p_step -> 'object' ->> 'name')) END;
+    -- In the schema of its table; what a drop has removed is not looked for.
+    v_index regclass := CASE WHEN p_step ->> 'kind' LIKE 'CREATE INDEX%' THEN
+        to_regclass(format('%I.%I', (parse_ident(p_step -> 'object' ->> 'table'))[1], p_step -> 'object' ->> 'name')) END;
 BEGIN
     IF p_step ->> 'kind' LIKE 'CREATE INDEX%'
        AND NOT coalesce((SELECT i.indisvalid FROM pg_index AS i WHERE i.indexrelid = v_index), false) THEN

@@ -95,11 +95,11 @@ BEGIN
         END;
     END IF;
     RETURN jsonb_build_object(
-        'tables', (SELECT coalesce(jsonb_object_agg(t.schemaname || '.' || t.relname, jsonb_build_object(
+        'tables', (SELECT coalesce(jsonb_object_agg(format('%I.%I', t.schemaname, t.relname), jsonb_build_object(
                               'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
                               'seq_tup_read', t.seq_tup_read, 'idx_scan', t.idx_scan, 'idx_tup_fetch', t.idx_tup_fetch)), '{}')
                    FROM pg_stat_user_tables AS t WHERE t.schemaname <> 'pgrollout'),
-        'indexes', (SELECT coalesce(jsonb_object_agg(i.schemaname || '.' || i.indexrelname, i.idx_scan), '{}')
+        'indexes', (SELECT coalesce(jsonb_object_agg(format('%I.%I', i.schemaname, i.indexrelname), i.idx_scan), '{}')
                     FROM pg_stat_user_indexes AS i WHERE i.schemaname <> 'pgrollout'),
         'statements', v_statements);
 END
@@ -113,14 +113,18 @@ CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p
         digests = excluded.digests, statistics = excluded.statistics
 $$;
 
--- A table that the emergency switch had to make itself (not this rollout's own step) counts as having stood there before.
-CREATE OR REPLACE FUNCTION pgrollout.accept_table(p_table text) RETURNS void LANGUAGE sql AS $$
+-- A table that the emergency switch had to make itself (not p_step, this rollout's own) counts as having stood there before:
+-- the table, what is named after it, and its indexes.
+CREATE OR REPLACE FUNCTION pgrollout.accept_table(p_table text, p_step text) RETURNS void LANGUAGE sql AS $$
+    WITH accepted AS (
+        SELECT f.key, f.value
+        FROM jsonb_each_text(pgrollout.fingerprint()) AS f, format('%I.%I', (parse_ident(p_table))[1], (parse_ident(p_table))[2]) AS t (name)
+        WHERE substr(f.key, strpos(f.key, ' ') + 1) = t.name OR starts_with(substr(f.key, strpos(f.key, ' ') + 1), t.name || '.')
+           OR (f.key LIKE 'index %' AND strpos(f.value, ' ON ' || t.name || ' ') > 0)
+    )
     UPDATE pgrollout.snapshot AS s
-    SET fingerprint = s.fingerprint || (
-        SELECT coalesce(jsonb_object_agg(f.key, f.value), '{}') FROM jsonb_each(pgrollout.fingerprint()) AS f
-        WHERE f.key ~ ('\m' || split_part(p_table, '.', 2) || '\M') AND NOT s.fingerprint ? f.key)
-    WHERE NOT EXISTS (SELECT FROM pgrollout.step AS t WHERE t.kind = 'CREATE TABLE' AND t.state = 'done'
-                                                      AND split_part(t.step_id, '/', 2) = split_part(p_table, '.', 2))
+    SET fingerprint = s.fingerprint || (SELECT coalesce(jsonb_object_agg(a.key, a.value), '{}') FROM accepted AS a WHERE NOT s.fingerprint ? a.key)
+    WHERE NOT EXISTS (SELECT FROM pgrollout.step AS t WHERE t.kind = 'CREATE TABLE' AND t.state = 'done' AND split_part(t.step_id, '/', 2) = p_step)
 $$;
 
 -- Whether that index (label and definition of a fingerprint) was an INVALID one which this rollout has built anew and
@@ -128,8 +132,10 @@ $$;
 CREATE OR REPLACE FUNCTION pgrollout.was_rebuilt(p_label text, p_definition text) RETURNS boolean LANGUAGE sql STABLE AS $$
     SELECT p_label LIKE 'index %' AND p_definition LIKE '%; valid f; ready _'
        AND EXISTS (SELECT FROM pgrollout.step AS s
+                   CROSS JOIN (SELECT (parse_ident(substr(p_label, length('index ') + 1)))[2]) AS i (name)
                    WHERE s.kind LIKE 'CREATE%INDEX%' AND s.state IN ('rolled_back', 'held')
-                     AND (parse_ident(substr(p_label, length('index ') + 1)))[2] = ANY (regexp_split_to_array(s.statement, '[^\w$]+')))
+                     AND (i.name = ANY (regexp_split_to_array(s.statement, '[^\w$]+'))
+                          OR strpos(s.statement, '"' || replace(i.name, '"', '""') || '"') > 0))
 $$;
 
 -- Compares the catalog with the snapshot from before p_phase: one row a difference. One that does not count is told.

@@ -26,7 +26,7 @@ BEGIN
     SELECT * INTO v_run FROM pgrollout.run WHERE run_id = p_run AND ended_at IS NULL;
     SELECT * INTO v_step FROM pgrollout.step WHERE step_id = v_run.step AND run_id = p_run AND state = 'started' AND kind LIKE '%CONCURRENTLY';
     SELECT h.pid INTO v_pid FROM pgrollout.lock_holder() AS h JOIN pg_stat_activity AS a USING (pid)
-    WHERE h.application_name = left(format('pgrollout/%s/%s', p_run, v_step.step_id), 63) AND a.state = 'active'
+    WHERE h.application_name = pgrollout.session_name(p_run, v_step.step_id) AND a.state = 'active'
       AND a.query !~* '^\s*(SELECT|CALL)';
     IF v_pid IS NULL THEN
         RETURN;

@@ -10,8 +10,8 @@ FROM pg_namespace AS n WHERE n.nspname = %(schema)s AND NOT has_schema_privilege
 UNION ALL
 SELECT format('does not own %%I.%%I, its owner is %%I: GRANT %%I TO %%I.', n.nspname, c.relname, o.rolname, o.rolname, current_user)
 FROM jsonb_array_elements_text(%(relations)s::jsonb) AS r (name)
-JOIN pg_class AS c ON c.relname = split_part(r.name, '.', 2)
-JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = split_part(r.name, '.', 1)
+JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
+JOIN pg_namespace AS n ON n.oid = c.relnamespace AND n.nspname = (parse_ident(r.name))[1]
 JOIN pg_roles AS o ON o.oid = c.relowner
 WHERE NOT pg_has_role(c.relowner, 'USAGE')
 UNION ALL

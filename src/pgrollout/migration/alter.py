@@ -15,7 +15,7 @@ from pglast.visitors import Visitor
 
 from pgrollout.migration.hazards import risk
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, lock
-from pgrollout.migration.names import regclass
+from pgrollout.migration.names import bare, beside, regclass
 from pgrollout.migration.scope import Scope
 from pgrollout.migration.text import literal
 
@@ -30,7 +30,7 @@ def alter_table(node: ast.AlterTableStmt, scope: Scope, _: dict[str, str]) -> di
     """One change of one table, or the attachment of a partition's index."""
     table, command = scope.relation(node.relation), node.cmds[0]
     if node.objtype == ObjectType.OBJECT_INDEX and command.subtype == AlterTableType.AT_AttachPartition:
-        child = f"{table.split('.')[0]}.{command.def_.name.relname}"
+        child = beside(table, command.def_.name.relname)
         return {
             "kind": "ATTACH INDEX",
             "locks": [lock(table, SHARE_UPDATE_EXCLUSIVE), lock(child, ACCESS_EXCLUSIVE)],
@@ -345,7 +345,7 @@ def _replica_identity(table: str, command: Any, _: Scope) -> dict[str, Any]:
     kind = command.def_.identity_type
     condition = f"c.relreplident = '{kind}'"
     if command.def_.name:
-        index = regclass(f"{table.split('.')[0]}.{command.def_.name}")
+        index = regclass(beside(table, command.def_.name))
         condition += f" AND EXISTS (SELECT FROM pg_index AS i WHERE i.indexrelid = {index} AND i.indisreplident)"
     return _strong("REPLICA IDENTITY", table, **_of_table(table, condition))
 
@@ -368,7 +368,7 @@ def _trigger_state(kind: str, letter: str) -> Callable[[str, Any, Scope], dict[s
 
 
 def _cluster_on(table: str, command: Any, _: Scope) -> dict[str, Any]:
-    index = regclass(f"{table.split('.')[0]}.{command.name}")
+    index = regclass(beside(table, command.name))
     return _weak(
         "CLUSTER ON", table, **_done(f"SELECT i.indisclustered FROM pg_index AS i WHERE i.indexrelid = {index}")
     )
@@ -416,7 +416,7 @@ def _detach_partition(table: str, command: Any, scope: Scope) -> dict[str, Any]:
         "kind": "DETACH PARTITION" + (" CONCURRENTLY" if concurrent else ""),
         "mode": "concurrent" if concurrent else "ddl",
         "locks": [lock(table, first), lock(child, ACCESS_EXCLUSIVE)],
-        "hazards": [f"queries of {table.split('.')[-1]} no longer see the rows of {child.split('.')[-1]}"],
+        "hazards": [f"queries of {bare(table)} no longer see the rows of {bare(child)}"],
         **_done(f"SELECT NOT ({_inherits(child, table).removeprefix('SELECT ')})"),
     }
 

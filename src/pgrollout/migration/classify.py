@@ -28,6 +28,7 @@ from pgrollout.migration.locks import (
     SHARE_UPDATE_EXCLUSIVE,
     lock,
 )
+from pgrollout.migration.names import column_names
 from pgrollout.migration.objects import target
 from pgrollout.migration.read import Statement
 from pgrollout.migration.refusals import refusal
@@ -282,9 +283,8 @@ def _comment(node: ast.CommentStmt, scope: Scope, _: dict[str, str]) -> dict[str
     kind = {ObjectType.OBJECT_COLUMN: "column", ObjectType.OBJECT_TABLE: "table"}.get(node.objtype)
     if kind is None:
         return {"kind": "COMMENT", "truth": "ledger"}
-    parts = [part.sval for part in node.object]
-    column = parts.pop() if kind == "column" else ""
-    table = ".".join(parts if len(parts) > 1 else [scope.schema, *parts])
+    column = node.object[-1].sval if kind == "column" else ""
+    table = scope.named(node.object[:-1] if column else node.object)
     return {
         "kind": "COMMENT",
         "object": target("comment", table, column) | {"text": node.comment or ""},
@@ -359,8 +359,7 @@ def _update(node: ast.UpdateStmt, scope: Scope, notes: dict[str, str]) -> dict[s
             "'-- Done when: SELECT …' above it if it touches a handful of rows"
         }
     # Without a key here the plan takes the table's primary key.
-    given = notes.get("Backfill", "").removeprefix("by ")
-    keys = [key.strip() for key in given.split(",") if key.strip()]
+    keys = column_names(notes.get("Backfill", "").removeprefix("by "))
     values = node.targetList
     if any(isinstance(entry.val, ast.MultiAssignRef) or entry.indirection for entry in values):
         return step | {"refused": "a backfill sets whole columns one by one; write SET a = …, b = …"}
@@ -378,7 +377,8 @@ def _update(node: ast.UpdateStmt, scope: Scope, notes: dict[str, str]) -> dict[s
             "where": RawStream()(node.whereClause) if node.whereClause else "true",
             "new_rows": notes.get("New rows", "left"),
         },
-        "refused": "'-- Backfill:' names no key column; write '-- Backfill: by id'"
+        "refused": f"'-- Backfill: {notes['Backfill']}' names no key column; write '-- Backfill: by id', in double "
+        "quotes what SQL wants in them"
         if "Backfill" in notes and not keys
         else "",
     }

@@ -1,5 +1,6 @@
 -- Asks one database, in one transaction that is always rolled back, for everything a plan needs to know.
 -- The request (steps, relations) comes as JSON in the setting pgrollout.request; the answer goes into pgrollout.facts.
+-- A relation is known by what format('%I.%I', schema, name) prints (names.py), here and in the answer.
 --
 -- A definition is compared as PostgreSQL itself prints it: our statement runs on an empty temporary twin of its table
 -- (CREATE TEMP TABLE … LIKE takes ACCESS SHARE on the real one), and both are described by the same lines below. A
@@ -12,7 +13,8 @@ DO $facts$
 DECLARE
     request jsonb := current_setting('pgrollout.request')::jsonb;
     schema text := request ->> 'schema';
-    path text := quote_ident(schema);
+    -- Looked into first unless it is named: what an author asks about a table must not be answered by its empty twin.
+    path text := quote_ident(schema) || ', pg_temp';
     facts jsonb := '{}';
     steps jsonb := '{}';
     step jsonb;
@@ -20,14 +22,16 @@ DECLARE
     kind text;
     name text;
     plain_name text;
+    table_name text;
     owner_schema text;
     qualifier text;
     namespace oid;
     relation oid;
-    relation_name text;
+    relation_name text[];
     answer jsonb;
     actual jsonb;
     twin jsonb;
+    partitions jsonb;
     is_twin boolean;
     error text;
     unproven text;
@@ -51,8 +55,8 @@ BEGIN
     -- form depends on: the primary key, a unique index without a condition, partitions.
     facts := facts || jsonb_build_object('relation', (
         SELECT coalesce(jsonb_object_agg(r.name, jsonb_build_object(
-                   'rows', greatest(c.reltuples, 0)::bigint,
-                   'bytes', pg_total_relation_size(c.oid),
+                   'rows', held.rows,
+                   'bytes', held.bytes,
                    'kind', c.relkind,
                    'key', coalesce((SELECT jsonb_agg(a.attname ORDER BY k.place)
                                     FROM pg_index AS i
@@ -66,36 +70,41 @@ BEGIN
                                     SELECT h.inhrelid AS oid FROM pg_inherits AS h WHERE h.inhparent = c.oid
                                     UNION ALL
                                     SELECT h.inhrelid FROM pg_inherits AS h JOIN below AS b ON h.inhparent = b.oid)
-                                SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname ORDER BY f.oid), '[]')
+                                SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname) ORDER BY f.oid), '[]')
                                 FROM below AS b JOIN pg_class AS f ON f.oid = b.oid
                                 JOIN pg_namespace AS n ON n.oid = f.relnamespace),
-                   'parents', (SELECT coalesce(jsonb_agg(n.nspname || '.' || f.relname), '[]')
+                   'parents', (SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname)), '[]')
                                FROM pg_inherits AS h JOIN pg_class AS f ON f.oid = h.inhparent
                                JOIN pg_namespace AS n ON n.oid = f.relnamespace
                                WHERE h.inhrelid = c.oid AND c.relispartition),
-                   'references', coalesce((SELECT jsonb_agg(DISTINCT n.nspname || '.' || f.relname)
+                   'references', coalesce((SELECT jsonb_agg(DISTINCT format('%I.%I', n.nspname, f.relname))
                                            FROM pg_constraint AS k
                                            JOIN pg_class AS f ON f.oid = k.confrelid
                                            JOIN pg_namespace AS n ON n.oid = f.relnamespace
                                            WHERE k.conrelid = c.oid AND k.contype = 'f' AND k.confrelid <> c.oid), '[]'))), '{}')
         FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
-        JOIN pg_class AS c ON c.relname = split_part(r.name, '.', 2)
-                          AND c.relnamespace = to_regnamespace(quote_ident(split_part(r.name, '.', 1)))));
+        JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
+                          AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))
+        -- A partitioned table holds what its leaves hold; its own reltuples is their sum as ANALYZE last saw it.
+        CROSS JOIN LATERAL (
+            SELECT coalesce(sum(greatest(t.reltuples, 0)), 0)::bigint AS rows,
+                   coalesce(sum(pg_total_relation_size(t.oid)), 0)::bigint AS bytes
+            FROM (SELECT c.oid WHERE c.relkind <> 'p' UNION ALL SELECT p.relid FROM pg_partition_tree(c.oid) AS p WHERE c.relkind = 'p' AND p.isleaf) AS s (oid)
+            JOIN pg_class AS t ON t.oid = s.oid) AS held));
 
     -- Who is in the way right now: holders of locks on these relations, old snapshots, prepared transactions.
     facts := facts || jsonb_build_object('blocker', (
         SELECT coalesce(jsonb_agg(to_jsonb(b) ORDER BY b.seconds DESC), '[]')
         FROM (
-            SELECT l.pid, n.nspname || '.' || c.relname AS relation,
+            SELECT l.pid, r.name AS relation,
                    upper(regexp_replace(replace(l.mode, 'Lock', ''), '(?<=[a-z])(?=[A-Z])', ' ', 'g')) AS mode,
                    coalesce(a.usename::text, x.owner::text, '?') AS "user", coalesce(a.application_name, '') AS application,
                    CASE WHEN l.pid IS NULL THEN 'prepared transaction ' || x.gid ELSE coalesce(a.state, '?') END AS state,
                    round(extract(epoch FROM clock_timestamp() - coalesce(a.xact_start, x.prepared)))::bigint AS seconds,
                    left(regexp_replace(coalesce(a.query, ''), '\s+', ' ', 'g'), 120) AS query
             FROM jsonb_array_elements_text(request -> 'relations') AS r (name)
-            JOIN pg_class AS c ON c.relname = split_part(r.name, '.', 2)
-                              AND c.relnamespace = to_regnamespace(quote_ident(split_part(r.name, '.', 1)))
-            JOIN pg_namespace AS n ON n.oid = c.relnamespace
+            JOIN pg_class AS c ON c.relname = (parse_ident(r.name))[2]
+                              AND c.relnamespace = to_regnamespace(quote_ident((parse_ident(r.name))[1]))
             JOIN pg_locks AS l ON l.locktype = 'relation' AND l.relation = c.oid AND l.granted
                  AND l.pid IS DISTINCT FROM pg_backend_pid()
                  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
@@ -118,16 +127,19 @@ BEGIN
         target := step -> 'object';
         actual := NULL;
         twin := NULL;
+        partitions := NULL;
         error := '';
         unproven := '';
         done := NULL;
         rewrites := NULL;
         kind := target ->> 'kind';
         name := target ->> 'name';
-        plain_name := coalesce(nullif(split_part(name, '.', 2), ''), name);
-        owner_schema := coalesce(nullif(split_part(target ->> 'table', '.', 1), ''), schema);
+        owner_schema := coalesce((parse_ident(nullif(target ->> 'table', '')))[1], schema);
+        table_name := (parse_ident(nullif(target ->> 'table', '')))[2];
+        -- What bears a schema of its own has it in its name; the name of a column or an index may hold dots.
+        plain_name := CASE WHEN kind IN ('table', 'view', 'function', 'type', 'sequence') THEN (parse_ident(name))[2] ELSE name END;
         -- Every schema name that a printed definition may carry in front of an object of ours or of its twin.
-        qualifier := format('(pg_temp_\d+|pg_temp|%s)\.', quote_ident(owner_schema));
+        qualifier := format('(pg_temp_\d+|pg_temp|%s)\.', regexp_replace(quote_ident(owner_schema), '(\W)', '\\\1', 'g'));
         PERFORM set_config('search_path', path, true);
         IF step ->> 'done_when' <> '' THEN
             BEGIN
@@ -141,55 +153,53 @@ BEGIN
             -- First what is there, then our statement on the twin, by the same lines.
             FOREACH is_twin IN ARRAY ARRAY[false, true] LOOP
                 EXIT WHEN target = 'null';
-                EXIT WHEN is_twin AND (actual IS NULL OR step ->> 'probe' = '' OR step ->> 'done_when' <> '');
+                EXIT WHEN is_twin AND (coalesce(actual, partitions) IS NULL OR step ->> 'probe' = '' OR step ->> 'done_when' <> '');
                 IF is_twin AND no_twins IS NOT NULL THEN
                     unproven := no_twins;
                     EXIT;
                 END IF;
                 IF is_twin THEN
-                    PERFORM set_config('search_path', 'pg_temp, ' || path, true);
-                    FOR relation_name IN SELECT * FROM jsonb_array_elements_text(step -> 'twins') LOOP
+                    PERFORM set_config('search_path', 'pg_temp, ' || quote_ident(schema), true);
+                    FOR relation_name IN SELECT parse_ident(t.name) FROM jsonb_array_elements_text(step -> 'twins') AS t (name) LOOP
                         CONTINUE WHEN EXISTS (SELECT FROM pg_class AS c WHERE c.relnamespace = pg_my_temp_schema()
-                                                                        AND c.relname = split_part(relation_name, '.', 2));
-                        EXECUTE format('CREATE TEMP TABLE %I (LIKE %I.%I INCLUDING DEFAULTS INCLUDING GENERATED '
-                                       'INCLUDING IDENTITY INCLUDING CONSTRAINTS)', split_part(relation_name, '.', 2),
-                                       split_part(relation_name, '.', 1), split_part(relation_name, '.', 2));
+                                                                        AND c.relname = relation_name[2]);
+                        EXECUTE format('CREATE TEMP TABLE %2$I (LIKE %1$I.%2$I INCLUDING DEFAULTS INCLUDING GENERATED '
+                                       'INCLUDING IDENTITY INCLUDING CONSTRAINTS)', relation_name[1], relation_name[2]);
                         FOR constraint_row IN
                             SELECT k.conname, pg_get_constraintdef(k.oid) AS definition FROM pg_constraint AS k
                             WHERE k.contype IN ('p', 'u')
-                              AND k.conrelid = format('%I.%I', split_part(relation_name, '.', 1),
-                                                      split_part(relation_name, '.', 2))::regclass
+                              AND k.conrelid = format('%I.%I', relation_name[1], relation_name[2])::regclass
                         LOOP
-                            EXECUTE format('ALTER TABLE pg_temp.%I ADD CONSTRAINT %I %s', split_part(relation_name, '.', 2),
+                            EXECUTE format('ALTER TABLE pg_temp.%I ADD CONSTRAINT %I %s', relation_name[2],
                                            constraint_row.conname, constraint_row.definition);
                         END LOOP;
                     END LOOP;
                     EXECUTE CASE kind
                         -- The twin of a constraint holds the twin of its index.
                         WHEN 'index' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I; DROP INDEX IF EXISTS pg_temp.%I',
-                                                 split_part(target ->> 'table', '.', 2), name, name)
+                                                 table_name, name, name)
                         WHEN 'column' THEN format('ALTER TABLE pg_temp.%I DROP COLUMN IF EXISTS %I CASCADE',
-                                                  split_part(target ->> 'table', '.', 2), name)
+                                                  table_name, name)
                         WHEN 'constraint' THEN format('ALTER TABLE pg_temp.%I DROP CONSTRAINT IF EXISTS %I CASCADE; '
                                                       'DROP INDEX IF EXISTS pg_temp.%I',
-                                                      split_part(target ->> 'table', '.', 2), name, name)
+                                                      table_name, name, name)
                         WHEN 'trigger' THEN format('DROP TRIGGER IF EXISTS %I ON pg_temp.%I', name,
-                                                   split_part(target ->> 'table', '.', 2))
+                                                   table_name)
                         WHEN 'policy' THEN format('DROP POLICY IF EXISTS %I ON pg_temp.%I', name,
-                                                  split_part(target ->> 'table', '.', 2))
+                                                  table_name)
                         WHEN 'table' THEN format('DROP TABLE IF EXISTS pg_temp.%I CASCADE',
-                                                 split_part(target ->> 'table', '.', 2))
+                                                 table_name)
                         WHEN 'type' THEN format('DROP TYPE IF EXISTS pg_temp.%I CASCADE', plain_name)
                         WHEN 'sequence' THEN format('DROP SEQUENCE IF EXISTS pg_temp.%I CASCADE', plain_name)
                         WHEN 'view' THEN 'DROP VIEW IF EXISTS pg_temp.pgrollout_view_twin'
                         ELSE 'SELECT'
                     END;
                     filenode := CASE WHEN kind = 'column_type'
-                                     THEN pg_relation_filenode(format('pg_temp.%I', split_part(target ->> 'table', '.', 2))::regclass) END;
+                                     THEN pg_relation_filenode(format('pg_temp.%I', table_name)::regclass) END;
                     EXECUTE step ->> 'probe';
                     -- An ALTER that copies the table gives even an empty one a new file.
                     IF kind = 'column_type' THEN
-                        rewrites := filenode <> pg_relation_filenode(format('pg_temp.%I', split_part(target ->> 'table', '.', 2))::regclass);
+                        rewrites := filenode <> pg_relation_filenode(format('pg_temp.%I', table_name)::regclass);
                     END IF;
                     PERFORM set_config('search_path', path, true);
                 END IF;
@@ -197,14 +207,20 @@ BEGIN
                 relation := (SELECT c.oid FROM pg_class AS c
                              WHERE c.relnamespace = namespace
                                AND c.relname = CASE WHEN kind = 'view' AND is_twin THEN 'pgrollout_view_twin'
-                                                    ELSE split_part(target ->> 'table', '.', 2) END);
+                                                    ELSE table_name END);
                 answer := NULL;
                 IF kind = 'index' THEN
                     SELECT jsonb_build_object(
-                               'definition', regexp_replace(pg_get_indexdef(c.oid), qualifier, '', 'g'),
+                               'definition', regexp_replace(
+                                   CASE WHEN c.relkind = 'I' THEN replace(pg_get_indexdef(c.oid), ' ON ONLY ', ' ON ')
+                                        ELSE pg_get_indexdef(c.oid) END, qualifier, '', 'g'),
+                               'shape', replace(regexp_replace(pg_get_indexdef(c.oid), qualifier, '', 'g'),
+                                                format('INDEX %I ON %s%I ', c.relname, CASE WHEN c.relkind = 'I' THEN 'ONLY ' ELSE '' END,
+                                                       (SELECT t.relname FROM pg_class AS t WHERE t.oid = i.indrelid)),
+                                                'INDEX '),
                                'valid', i.indisvalid AND i.indisready,
                                'partitioned', c.relkind = 'I',
-                               'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
+                               'table', (SELECT format('%I.%I', n.nspname, t.relname) FROM pg_class AS t
                                          JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = i.indrelid),
                                'building', (SELECT min(p.pid) FROM pg_stat_progress_create_index AS p WHERE p.index_relid = c.oid),
                                'builder', (SELECT min(a.application_name) FROM pg_stat_progress_create_index AS p
@@ -212,6 +228,34 @@ BEGIN
                       INTO answer
                     FROM pg_class AS c JOIN pg_index AS i ON i.indexrelid = c.oid
                     WHERE c.relnamespace = namespace AND c.relname = plain_name;
+                    -- Of a partitioned table: each partition below it with its indexes, but for those that belong to a constraint.
+                    IF NOT is_twin AND (SELECT c.relkind FROM pg_class AS c WHERE c.oid = relation) = 'p' THEN
+                        SELECT coalesce(jsonb_agg(jsonb_build_object(
+                                   'relation', format('%I.%I', n.nspname, t.relname),
+                                   'parent', (SELECT format('%I.%I', pn.nspname, pt.relname) FROM pg_class AS pt
+                                              JOIN pg_namespace AS pn ON pn.oid = pt.relnamespace WHERE pt.oid = p.parentrelid),
+                                   'leaf', p.isleaf,
+                                   'rows', greatest(t.reltuples, 0)::bigint,
+                                   'bytes', pg_total_relation_size(t.oid),
+                                   'indexes', (
+                                       SELECT coalesce(jsonb_agg(jsonb_build_object(
+                                                  'name', format('%I.%I', n.nspname, x.relname),
+                                                  'shape', regexp_replace(replace(pg_get_indexdef(x.oid), format('INDEX %I ON %s%I.%I ',
+                                                      x.relname, CASE WHEN x.relkind = 'I' THEN 'ONLY ' ELSE '' END, n.nspname, t.relname),
+                                                      'INDEX '), qualifier, '', 'g'),
+                                                  'valid', i.indisvalid AND i.indisready,
+                                                  'parent', (SELECT format('%I.%I', hn.nspname, h.relname)
+                                                             FROM pg_inherits AS s JOIN pg_class AS h ON h.oid = s.inhparent
+                                                             JOIN pg_namespace AS hn ON hn.oid = h.relnamespace
+                                                             WHERE s.inhrelid = x.oid)) ORDER BY x.oid), '[]')
+                                       FROM pg_index AS i JOIN pg_class AS x ON x.oid = i.indexrelid
+                                       WHERE i.indrelid = t.oid
+                                         AND NOT EXISTS (SELECT FROM pg_constraint AS k WHERE k.conindid = x.oid))) ORDER BY p.level, t.oid), '[]')
+                          INTO partitions
+                        FROM pg_partition_tree(relation) AS p JOIN pg_class AS t ON t.oid = p.relid
+                        JOIN pg_namespace AS n ON n.oid = t.relnamespace
+                        WHERE p.level > 0;
+                    END IF;
                 ELSIF kind IN ('column', 'column_type', 'not_null', 'default') THEN
                     SELECT jsonb_build_object(
                                'type', format_type(a.atttypid, a.atttypmod),
@@ -224,7 +268,12 @@ BEGIN
                                    FROM pg_constraint AS k
                                    WHERE k.conrelid = relation AND a.attnum = ANY (k.conkey)
                                      AND k.contype IN ('c', 'f', 'p', 'u')),
-                                   '{}'))
+                                   '{}'),
+                               'references', (
+                                   SELECT coalesce(jsonb_agg(DISTINCT format('%I.%I', n.nspname, f.relname)), '[]')
+                                   FROM pg_constraint AS k JOIN pg_class AS f ON f.oid = k.confrelid
+                                   JOIN pg_namespace AS n ON n.oid = f.relnamespace
+                                   WHERE k.conrelid = relation AND a.attnum = ANY (k.conkey)))
                       INTO answer
                     FROM pg_attribute AS a
                     LEFT JOIN pg_attrdef AS d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
@@ -232,7 +281,11 @@ BEGIN
                 ELSIF kind IN ('constraint', 'validation') THEN
                     SELECT jsonb_build_object(
                                'definition', regexp_replace(replace(pg_get_constraintdef(k.oid), ' NOT VALID', ''), qualifier, '', 'g'),
-                               'valid', k.convalidated)
+                               'valid', k.convalidated,
+                               'references', (
+                                   SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname)), '[]')
+                                   FROM pg_class AS f JOIN pg_namespace AS n ON n.oid = f.relnamespace
+                                   WHERE f.oid = k.confrelid))
                       INTO answer
                     FROM pg_constraint AS k WHERE k.conrelid = relation AND k.conname = name;
                 ELSIF kind = 'table' THEN
@@ -270,7 +323,7 @@ BEGIN
                     FROM pg_policy AS p WHERE p.polrelid = relation AND p.polname = name;
                 ELSIF kind = 'statistics' THEN
                     SELECT jsonb_build_object('definition', regexp_replace(pg_get_statisticsobjdef(s.oid), qualifier, '', 'g'),
-                                              'table', (SELECT n.nspname || '.' || t.relname FROM pg_class AS t
+                                              'table', (SELECT format('%I.%I', n.nspname, t.relname) FROM pg_class AS t
                                                         JOIN pg_namespace AS n ON n.oid = t.relnamespace WHERE t.oid = s.stxrelid))
                       INTO answer
                     FROM pg_statistic_ext AS s WHERE s.stxnamespace = namespace AND s.stxname = name;
@@ -317,6 +370,10 @@ BEGIN
                 END IF;
                 IF is_twin THEN
                     twin := answer;
+                    -- The next twin's columns are of the real one.
+                    IF kind IN ('type', 'sequence') THEN
+                        EXECUTE format('DROP %s pg_temp.%I CASCADE', kind, plain_name);
+                    END IF;
                 ELSE
                     actual := answer;
                 END IF;
@@ -325,7 +382,8 @@ BEGIN
             error := SQLERRM;
         END;
         steps := steps || jsonb_build_object(step ->> 'id', jsonb_build_object(
-            'actual', actual, 'wanted', twin, 'error', error, 'done', done, 'unproven', unproven, 'rewrites', rewrites));
+            'actual', actual, 'wanted', twin, 'error', error, 'done', done, 'unproven', unproven, 'rewrites', rewrites,
+            'partitions', partitions));
     END LOOP;
     facts := facts || jsonb_build_object('step', steps);
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pgrollout.migration.hazards import risk, settle
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE
+from pgrollout.migration.names import identifiers, shown
 
 # From how many rows on a cascading delete is thought of as one that may touch very many.
 LARGE_TABLE_ROWS = 1_000_000
@@ -82,12 +83,10 @@ def _of_its_table(step: dict[str, Any], facts: dict[str, Any]) -> str:
     table = step["locks"][0]["relation"] if step["locks"] else ""
     known = facts.get("relation", {}).get(table, {})
     partitioned = known.get("kind") == "p"
-    if step["kind"] == "CREATE INDEX CONCURRENTLY" and partitioned:
-        name = step["object"]["name"]
+    if step["kind"] == "ADD CONSTRAINT" and " USING INDEX " in step["sql"].upper() and partitioned:
         return (
-            f"{table} is partitioned, where PostgreSQL builds nothing concurrently; write CREATE INDEX {name} ON ONLY "
-            f"{table} (…), CREATE INDEX CONCURRENTLY on each of its {len(known['children'])} partitions "
-            f"({_some(known['children'])}), then ALTER INDEX {name} ATTACH PARTITION for each"
+            f"{table} is partitioned, where PostgreSQL makes no constraint of an index that is there; write CREATE "
+            "UNIQUE INDEX instead, which lets in no more than the constraint does and is built partition by partition"
         )
     if step["kind"] == "CREATE INDEX" and " only " in f" {step['sql'].lower()} " and known and not partitioned:
         return f"{table} is not partitioned, so that ON ONLY builds the whole index under SHARE; leave ONLY out"
@@ -103,12 +102,12 @@ def _of_its_table(step: dict[str, Any], facts: dict[str, Any]) -> str:
 
 
 def _some(names: list[str]) -> str:
-    return ", ".join(name.removeprefix("public.") for name in names[:3]) + (", …" if len(names) > 3 else "")
+    return ", ".join(map(shown, names[:3])) + (", …" if len(names) > 3 else "")
 
 
 def _key(step: dict[str, Any], facts: dict[str, Any]) -> str:
-    """Completes a backfill whose author named no key with the primary key of its table."""
-    if step["mode"] != "data" or step["backfill"]["key"]:
+    """Completes a backfill whose author named no key, or the way back of one, with the primary key of its table."""
+    if step["mode"] not in ("data", "restore") or step["backfill"]["key"]:
         return ""
     table = step["backfill"]["table"]
     known = facts.get("relation", {}).get(table)
@@ -121,6 +120,8 @@ def _key(step: dict[str, Any], facts: dict[str, Any]) -> str:
             "'-- Done when: SELECT …' if it touches a handful of rows"
         )
     step["backfill"] = step["backfill"] | {"key": known["key"]}
+    if step["mode"] == "restore":
+        return ""
     step["written"] = step["sql"]
-    step["sql"] = f"-- Backfill: by {', '.join(known['key'])}\n{step['sql']}"
+    step["sql"] = f"-- Backfill: by {identifiers(known['key'])}\n{step['sql']}"
     return ""

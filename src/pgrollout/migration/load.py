@@ -11,11 +11,12 @@ import yaml
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
+from pgrollout.migration.names import QUALIFIED, bare, in_id
 from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import SqlFile, Statement, read_sql
 
 # Objects whose name says enough without a table's.
-_NAMED_ALONE = ("index", "table", "view", "function", "schema", "extension", "type", "sequence", "statistics")
+_NAMED_ALONE = ("index", "schema", "extension", "statistics")
 PHASE_KEYS = {"title", "objective", "expected_duration_minutes", "needs"}
 
 
@@ -67,12 +68,13 @@ def _immediate(folder: Path, phases: list[dict[str, Any]], schema: str) -> dict[
 
 def _settle_extensions(steps: list[dict[str, Any]]) -> None:
     """Leaves of the functions that steps call those that the rollout itself brings by no extension and no function."""
-    made = {step["object"]["name"] for step in steps if step["kind"] in ("CREATE EXTENSION", "CREATE FUNCTION")}
+    extensions = {step["object"]["name"] for step in steps if step["kind"] == "CREATE EXTENSION"}
+    functions = {bare(step["object"]["name"]) for step in steps if step["kind"] == "CREATE FUNCTION"}
     for step in steps:
         step["functions"] = {
             name: extension
             for name, extension in step["functions"].items()
-            if extension not in made and name not in {found.split(".")[-1] for found in made}
+            if extension not in extensions and name not in functions
         }
 
 
@@ -114,12 +116,13 @@ def _phase_settings(path: Path) -> dict[str, Any]:
 
 
 def gate_names(root: Path) -> frozenset[str]:
-    """Every name that a gate file mentions: an index among them is not dropped without a word."""
+    """Every name that a gate file mentions, quoted ones too: an index among them is not dropped without a word."""
     return frozenset(
         name
         for path in sorted(root.glob("phase*/*/gates/*"))
         if path.is_file()
-        for name in re.findall(r"\w+", _text(path))
+        for pattern in (r"\w+", r"[^\s\"',:()\[\]]+", r'(?<=")[^"\n]+(?=")', r"(?<=')[^'\n]+(?=')")
+        for name in re.findall(pattern, _text(path))
     )
 
 
@@ -171,7 +174,6 @@ def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classif
                 | {
                     "id": f"{migration}/{name}",
                     "name": name,
-                    "refused": step["refused"] or _quoted_name(step),
                     "migration": migration,
                     "phase": phase,
                     "where": f"{file.path}:{statement.line}",
@@ -180,15 +182,6 @@ def steps_of_file(file: SqlFile, migration: str, phase: str, classifier: Classif
                 }
             )
     return steps
-
-
-def _quoted_name(step: dict[str, Any]) -> str:
-    """Why a step cannot be followed, '' where it can: the database side knows relations as unquoted `schema.name`."""
-    names = [lock["relation"] for lock in step["locks"]] + ([step["object"]["table"]] if step["object"] else [])
-    for name in names:
-        if name and (name != name.lower() or not re.fullmatch(r"[^\W\d][\w$]*(\.[^\W\d][\w$]*)?", name)):
-            return f"the relation {name} has a name that needs double quotes, which this engine cannot follow yet"
-    return ""
 
 
 def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: set[str], path: str) -> str:
@@ -209,12 +202,13 @@ def _step_name(statement: Statement, number: int, step: dict[str, Any], taken: s
     if step["mode"] == "restore":
         stem = f"restore_{statement.notes['Restore']}"
     elif target is None:
-        stem = step["kind"].lower().replace(" ", "_")
-        if step["locks"]:
-            stem += "_" + step["locks"][0]["relation"].split(".")[-1]
+        stem = "_".join([step["kind"].lower(), *(bare(lock["relation"]) for lock in step["locks"][:1])])
+    elif target["kind"] in QUALIFIED:
+        stem = bare(target["name"])
     else:
-        table, name = target["table"].split(".")[-1], (target["name"] or "unnamed").split(".")[-1]
-        stem = name if target["kind"] in _NAMED_ALONE else f"{table}.{name}"
+        own = target["kind"] in _NAMED_ALONE or not target["table"]
+        stem = ".".join([*([] if own else [bare(target["table"])]), target["name"] or "unnamed"])
+    stem = in_id(stem)  # two names that become one are told apart below
     verb = step["kind"].lower().split()[0]
     candidates = [stem, f"{stem}.{verb}"] + [f"{stem}.{verb}{number}" for number in range(2, 100)]
     return next(candidate for candidate in candidates if candidate not in taken)

@@ -7,6 +7,8 @@ from typing import Any
 
 from pglast import ast, parse_sql
 
+from pgrollout.migration.names import shown
+
 _KINDS = ("index", "table", "column", "constraint", "view", "trigger", "function", "type", "sequence", "policy")
 
 
@@ -25,7 +27,7 @@ def refuse_namesakes(steps: list[dict[str, Any]]) -> None:
         earlier = made.setdefault(key, step)
         if earlier is step or step.get("replace") or step["refused"] or _same(earlier["sql"], step["sql"]):
             continue
-        name = target["name"].removeprefix("public.")
+        name = shown(target["name"])
         step["refused"] = (
             f"{earlier['id']} ({earlier['where']}) makes {target['kind']} {name} with "
             f"another definition: [{' '.join(earlier['sql'].split())}] against [{' '.join(step['sql'].split())}]; "

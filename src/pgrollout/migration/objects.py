@@ -9,9 +9,9 @@ from pglast.enums.parsenodes import ObjectType
 
 from pgrollout.migration.hazards import risk
 from pgrollout.migration.locks import ACCESS_EXCLUSIVE, SHARE_ROW_EXCLUSIVE, SHARE_UPDATE_EXCLUSIVE, lock
-from pgrollout.migration.names import regclass
+from pgrollout.migration.names import beside, qualified, regclass
 from pgrollout.migration.scope import Scope
-from pgrollout.migration.text import literal, quoted
+from pgrollout.migration.text import literal
 
 
 def target(kind: str, table: str, name: str) -> dict[str, str]:
@@ -57,9 +57,7 @@ def create_type(
 def alter_enum(node: ast.AlterEnumStmt, scope: Scope, _: dict[str, str]) -> dict[str, Any]:
     """A new value can be used once its step is committed, which it is before the next step starts."""
     name = scope.named(node.typeName)
-    labels = (
-        f"SELECT FROM pg_enum AS e WHERE e.enumtypid = to_regtype({literal('.'.join(map(quoted, name.split('.'))))})"
-    )
+    labels = f"SELECT FROM pg_enum AS e WHERE e.enumtypid = to_regtype({literal(name)})"
     done = f"SELECT EXISTS ({labels} AND e.enumlabel = {literal(node.newVal)})"
     step = {"kind": "ALTER TYPE ADD VALUE", "truth": "query", "done_when": done}
     if node.oldVal is None:
@@ -153,7 +151,7 @@ def move(node: ast.AlterObjectSchemaStmt, scope: Scope, _: dict[str, str]) -> di
     step: dict[str, Any] = {"kind": f"ALTER {words} SET SCHEMA", "truth": "ledger"}
     if node.relation:
         name = scope.relation(node.relation)
-        moved = f"{node.newschema}.{node.relation.relname}"
+        moved = qualified(node.newschema, node.relation.relname)
         step |= {"locks": [lock(name, ACCESS_EXCLUSIVE)], "truth": "query"}
         step["done_when"] = f"SELECT {regclass(moved)} IS NOT NULL AND {regclass(name)} IS NULL"
     return step | {"risks": [risk("rename", "the application may still look in the old schema", recipe)]}
@@ -202,7 +200,7 @@ def rename(node: ast.RenameStmt, scope: Scope, _: dict[str, str]) -> dict[str, A
             step |= {"truth": "query", "done_when": f"{query}{literal(node.newname)})"}
             old = f"{node.subname} of {relation}"
         else:
-            renamed = f"{relation.split('.')[0]}.{node.newname}"
+            renamed = beside(relation, node.newname)
             done = f"SELECT {regclass(renamed)} IS NOT NULL AND {regclass(relation)} IS NULL"
             step |= {"truth": "query", "done_when": done}
             old = relation

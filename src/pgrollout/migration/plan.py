@@ -8,11 +8,12 @@ refused.  For a rollback also: kept (stood there before the rollout).
 from __future__ import annotations
 
 import difflib
-import re
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
 from pgrollout.migration.locks import conflict
+from pgrollout.migration.names import QUALIFIED, identifier, shown
+from pgrollout.migration.partitions import build_at_once, build_in_parts, drop_as_a_whole
 
 TO_DO = ("pending", "rebuild")
 STOPPERS = ("conflict", "unproven", "refused")
@@ -43,7 +44,7 @@ def plan_apply(
         steps = []
         unrecorded = []
         for migration in phase["migrations"]:
-            decided = [decided_of[step["id"]] for step in migration["apply"]]
+            decided = [part for step in migration["apply"] for part in decided_of[step["id"]]]
             steps += decided
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
@@ -145,18 +146,19 @@ def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _decide_all(
     rollout: dict[str, Any], facts: dict[str, Any], switches: dict[str, bool], reapply: list[str]
-) -> dict[str, dict[str, Any]]:
-    """Every apply step by its id, with its state and reason."""
+) -> dict[str, list[dict[str, Any]]]:
+    """Every apply step by its id, with its state and reason; several where its table's partitions have a step each."""
     decided = []
     for phase in rollout["phases"]:
         for migration in phase["migrations"]:
             steps = [_decide(step, facts, switches, reapply) for step in migration["apply"]]
             decided += _scaffolds(steps, migration["apply"])
     _successions(decided, facts)
+    build_at_once(decided, facts.get("relation", {}))
     for step in decided:
         if step["state"] in TO_DO and (found := hindrance(step, facts)):
             step |= {"state": "refused", "reason": found}
-    return {step["id"]: step for step in decided}
+    return {step["id"]: build_in_parts(step) for step in decided}
 
 
 def _decide(
@@ -165,6 +167,7 @@ def _decide(
     fact = facts.get("step", {}).get(step["id"], {})
     ledger = _ledger(facts, step)
     answer = {**step, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
+    answer |= drop_as_a_whole(answer, facts.get("relation", {}))
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["only_when"] and not switches.get(step["only_when"], False):
@@ -229,7 +232,7 @@ def _compare(step: dict[str, Any], fact: dict[str, Any]) -> dict[str, Any]:
             "state": "conflict",
             "reason": f"it is being built right now by the session with pid {actual['building']}; wait for it.",
         }
-    if kind == "index" and not actual["valid"]:
+    if kind == "index" and not actual["valid"] and not actual.get("partitioned"):  # that waits for its partitions
         return {"state": "rebuild", "reason": "an INVALID index of this definition was left by a build that failed"}
     return {"state": "satisfied"}
 
@@ -340,6 +343,7 @@ def _decide_rollback(
 ) -> dict[str, Any]:
     fact = facts.get("step", {}).get(step["id"] + " (rollback)", {})
     answer = {**step, "rollback": True, "fact": fact, "state": "pending", "reason": "", **_size(step, fact, facts)}
+    answer |= drop_as_a_whole(answer, facts.get("relation", {}))
     if step["refused"]:
         return answer | {"state": "refused", "reason": step["refused"]}
     if step["mode"] == "restore":
@@ -363,7 +367,9 @@ def _decide_rollback(
         return answer | outcome
     if _key(step["object"]) not in made:
         return answer | {"state": "kept", "reason": "it stood here before the rollout"}
-    return answer | {"undoes": [made[_key(step["object"])]["id"]]}
+    undone = made[_key(step["object"])]["id"]
+    of_partitions = [name for name in facts.get("ledger", {}).get("steps", {}) if name.startswith(f"{undone}/")]
+    return answer | {"undoes": [undone, *of_partitions]}
 
 
 def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
@@ -377,10 +383,8 @@ def _size(step: dict[str, Any], fact: dict[str, Any], facts: dict[str, Any]) -> 
         others = relations.get(locks[0]["relation"], {}).get("references", [])
         locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others]
     if step["kind"] in ("DROP COLUMN", "DROP CONSTRAINT") and actual:
-        definitions = actual["constraints"].values() if step["kind"] == "DROP COLUMN" else [actual["definition"]]
-        found = {match[1] for text in definitions if (match := re.search(r"REFERENCES ([^\s(]+)\(", text))}
-        others = sorted(name if "." in name else f"{locks[0]['relation'].split('.')[0]}.{name}" for name in found)
-        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others if name != locks[0]["relation"]]
+        others = [name for name in actual.get("references", []) if name != locks[0]["relation"]]
+        locks += [{"relation": name, "mode": "ACCESS EXCLUSIVE"} for name in others]
     locks = _with_kin(step, locks, relations)
     table = locks[0]["relation"] if locks else ""
     known = relations.get(table, {})
@@ -507,10 +511,9 @@ def _key(target: dict[str, Any]) -> str:
 
 
 def label_of(target: dict[str, Any]) -> str:
-    table, name = target["table"].removeprefix("public."), target["name"].removeprefix("public.")
     if target["kind"] in ("column", "constraint", "trigger", "default", "not_null"):
-        return f"{target['kind'].replace('_', ' ')} {table}.{name}"
-    return f"{target['kind']} {name}"
+        return f"{target['kind'].replace('_', ' ')} {shown(target['table'])}.{identifier(target['name'])}"
+    return f"{target['kind']} {shown(target['name']) if target['kind'] in QUALIFIED else identifier(target['name'])}"
 
 
 def unknown_names(given: list[str], known: list[str], what: str) -> list[str]:

@@ -6,7 +6,8 @@ import json
 import re
 from typing import Any
 
-from pgrollout.migration.text import literal, quoted
+from pgrollout.migration.names import beside, identifier
+from pgrollout.migration.text import literal
 
 _CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill", "accepted")
 
@@ -73,7 +74,7 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
             queries += _data_queries(step, run, this)
             continue
         # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
-        leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
+        leftover = [_drop_index(step)] if step["state"] == "rebuild" else []
         queries += [
             f"CALL pgrollout.begin_step({run}, {this})",
             *leftover,
@@ -94,8 +95,12 @@ def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]
         f"CALL pgrollout.enter({run}, {literal(step['id'])})",
         f"SELECT set_config('pgrollout.settings', {literal(json.dumps(hasty))}, false)",
         f"CALL pgrollout.await_locks({run}, {literal(json.dumps({'id': step['id']}))}, {literal(locks)})",
-        f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}",
+        _drop_index(step),
     ]
+
+
+def _drop_index(step: dict[str, Any]) -> str:
+    return f"DROP INDEX CONCURRENTLY {beside(step['object']['table'], step['object']['name'])}"
 
 
 # A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table what is dead is
@@ -121,7 +126,7 @@ def _data_queries(step: dict[str, Any], run: int, this: str) -> list[str]:
 def immediate_queries(migration: dict[str, Any], search_path: str, lock_timeout_ms: int) -> list[str]:
     """The emergency switch, for one transaction: no run lock, no ledger, a bounded wait for a locked row."""
     return [
-        f"SELECT set_config('search_path', {literal(search_path)}, true), "
+        f"SELECT set_config('search_path', {literal(identifier(search_path))}, true), "
         f"set_config('lock_timeout', '{int(lock_timeout_ms)}ms', true), "
         "set_config('application_name', 'pgrollout/immediate', true)",
         *[step["sql"] for step in migration["apply"]],
@@ -141,7 +146,7 @@ def hold_queries(migration: dict[str, Any], operator: str, stop: bool = True) ->
     orders = f"PERFORM pgrollout.hold({literal(json.dumps(steps))}::jsonb, {literal(why)});"
     for step in migration.get("apply", []):
         if step["kind"] == "CREATE TABLE":
-            orders += f" PERFORM pgrollout.accept_table({literal(step['object']['name'])});"
+            orders += f" PERFORM pgrollout.accept_table({literal(step['object']['name'])}, {literal(step['name'])});"
     if stop:
         orders += (
             f" UPDATE pgrollout.control SET request = 'stop', who = {literal(operator)}, "
@@ -180,7 +185,8 @@ def check_queries(checks: list[dict[str, Any]], search_path: str) -> list[str]:
         "AS r (title text, object text, found text, expected text, source text)"
     )
     return [
-        f"SELECT set_config('search_path', {literal(search_path)}, true), set_config('lock_timeout', '2s', true), "
+        f"SELECT set_config('search_path', {literal(identifier(search_path))}, true), "
+        "set_config('lock_timeout', '2s', true), "
         "set_config('application_name', 'pgrollout/check', true), set_config('pgrollout.accepted', '[]', true)",
         *refusals,
         "SELECT * FROM ("

@@ -23,9 +23,8 @@ from pglast.enums.parsenodes import (
 from pglast.stream import IndentedStream, RawStream
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.names import object_name
+from pgrollout.migration.names import identifier, object_name
 from pgrollout.migration.scope import Scope
-from pgrollout.migration.text import quoted
 
 LINE = 110
 _BRACKETS = {TransactionStmtKind.TRANS_STMT_BEGIN, TransactionStmtKind.TRANS_STMT_START}
@@ -304,7 +303,7 @@ def _constraint_forms(table: ast.RangeVar, constraint: Any) -> list[str]:
     if constraint.contype in (ConstrType.CONSTR_UNIQUE, ConstrType.CONSTR_PRIMARY):
         made.indexname = constraint.conname
         return [printed(_unique_index(table, constraint)), printed(tree)]
-    validate = f"ALTER TABLE {RawStream()(table)} VALIDATE CONSTRAINT {_name(constraint.conname)}"
+    validate = f"ALTER TABLE {RawStream()(table)} VALIDATE CONSTRAINT {identifier(constraint.conname)}"
     return [printed(tree), validate]
 
 
@@ -334,11 +333,11 @@ def _set_not_null(statement: ast.AlterTableStmt, command: Any, scope: Scope) -> 
 
 def _not_null_forms(relation: ast.RangeVar, column: str) -> list[str]:
     """SET NOT NULL that need not look: a CHECK that was validated while writers went on says so already."""
-    table, check = RawStream()(relation), _name(object_name(relation.relname, [column], "present"))
+    table, check = RawStream()(relation), identifier(object_name(relation.relname, [column], "present"))
     return [
-        f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({_name(column)} IS NOT NULL) NOT VALID",
+        f"ALTER TABLE {table} ADD CONSTRAINT {check} CHECK ({identifier(column)} IS NOT NULL) NOT VALID",
         f"ALTER TABLE {table} VALIDATE CONSTRAINT {check}",
-        f"ALTER TABLE {table} ALTER COLUMN {_name(column)} SET NOT NULL",
+        f"ALTER TABLE {table} ALTER COLUMN {identifier(column)} SET NOT NULL",
         f"ALTER TABLE {table} DROP CONSTRAINT {check}",
     ]
 
@@ -346,11 +345,6 @@ def _not_null_forms(relation: ast.RangeVar, column: str) -> list[str]:
 def _detach_partition(statement: ast.AlterTableStmt, command: Any, _: Scope) -> list[str]:
     detached = _changed(command, def_=_changed(command.def_, concurrent=True))
     return [printed(_changed(statement, cmds=(detached,)))]
-
-
-def _name(name: str) -> str:
-    """A name as the printer writes it: in quotes only where it needs them."""
-    return str(RawStream()(ast.ColumnRef(fields=(ast.String(name),)))) if name.isidentifier() else quoted(name)
 
 
 _COMMANDS: dict[AlterTableType, Callable[[Any, Any, Scope], list[str] | None]] = {

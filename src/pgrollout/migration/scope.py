@@ -7,6 +7,8 @@ from typing import Any
 
 from pglast import ast
 
+from pgrollout.migration.names import qualified
+
 
 @dataclass
 class Scope:
@@ -34,10 +36,10 @@ class Scope:
     objects: set[tuple[str, str]] = field(default_factory=set)
 
     def relation(self, name: ast.RangeVar) -> str:
-        """The canonical `schema.name` of a relation in a statement."""
-        return f"{name.schemaname or self.schema}.{name.relname}"
+        """The canonical text of a relation in a statement."""
+        return qualified(name.schemaname or self.schema, name.relname)
 
     def named(self, parts: Any) -> str:
-        """The canonical `schema.name` of a list of name parts."""
-        names = [part.sval for part in parts]
-        return ".".join(names if len(names) > 1 else [self.schema, *names])
+        """The canonical text of a list of name parts."""
+        schema, name = [self.schema, *(part.sval for part in parts)][-2:]
+        return qualified(schema, name)

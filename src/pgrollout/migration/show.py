@@ -7,6 +7,7 @@ from collections import Counter
 from typing import Any
 
 from pgrollout.migration.locks import MODES
+from pgrollout.migration.names import shown
 
 _MARK = {
     "satisfied": "done",
@@ -65,7 +66,7 @@ def _blockers(blockers: list[dict[str, Any]]) -> list[str]:
         what = (
             "has an old snapshot, for which concurrent builds wait"
             if found["mode"] == "SNAPSHOT"
-            else f"holds {found['mode']} on {found['relation'].removeprefix('public.')}"
+            else f"holds {found['mode']} on {shown(found['relation'])}"
         )
         who = f"pid {found['pid']}" if found["pid"] else "nobody's session"
         query = f": {found['query']}" if found["query"] else ""
@@ -90,7 +91,7 @@ def _summary(phase: dict[str, Any]) -> str:
         line += f"; strongest lock {max(modes, key=MODES.index)}"
     largest = max(to_do, key=lambda step: int(step["bytes"]))
     if largest["bytes"]:
-        table = largest["locks"][0]["relation"].removeprefix("public.")
+        table = shown(largest["locks"][0]["relation"])
         line += f"; largest table {table}, {size(largest['bytes'])}, {largest['rows']:,} rows"
     return line
 
@@ -108,7 +109,7 @@ def _hazards(steps: list[dict[str, Any]]) -> list[str]:
 def _locks(step: dict[str, Any]) -> str:
     if not step["locks"]:
         return str(step["kind"])
-    modes = ", ".join(f"{lock['mode']} on {lock['relation'].removeprefix('public.')}" for lock in step["locks"])
+    modes = ", ".join(f"{lock['mode']} on {shown(lock['relation'])}" for lock in step["locks"])
     return f"{step['kind']}; {modes}; {size(step['bytes'])}, {step['rows']:,} rows"
 
 
