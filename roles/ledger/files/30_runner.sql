@@ -14,6 +14,8 @@ CREATE OR REPLACE FUNCTION pgrollout.step_started(p_run bigint, p_step jsonb) RE
     SET statement = excluded.statement, kind = excluded.kind, state = 'started', run_id = p_run, accepted = excluded.accepted,
         started_at = clock_timestamp(), ended_at = NULL, message = NULL, attempts = 0, lock_wait_ms = NULL,
         lock_hold_ms = NULL, rows = 0;
+    INSERT INTO pgrollout.event (run_id, step_id, what, detail)
+    SELECT p_run, p_step ->> 'id', 'leftover', p_step ->> 'leftover' WHERE p_step ->> 'leftover' <> '';
     UPDATE pgrollout.run SET step = p_step ->> 'id', waiting_for = NULL WHERE run_id = p_run;
 $$;
 
@@ -56,6 +58,16 @@ CREATE OR REPLACE FUNCTION pgrollout.blockers(p_locks jsonb, p_age interval) RET
       AND (l.pid IS NULL OR a.xact_start < clock_timestamp() - p_age)
       -- An ordinary autovacuum gives way to the lock that we ask for; one against wraparound does not.
       AND (a.backend_type IS DISTINCT FROM 'autovacuum worker' OR a.query LIKE '%(to prevent wraparound)%')
+$$;
+
+-- What FINALIZE of a half detached partition waits for besides: snapshots of its database that may still see it as a part.
+CREATE OR REPLACE FUNCTION pgrollout.old_snapshots(p_step jsonb, p_age interval) RETURNS text LANGUAGE sql AS $$
+    SELECT string_agg(format('pid %s (user %s, application %L, %s, transaction open for %s) has an old snapshot; its query: %s', a.pid,
+               a.usename, a.application_name, a.state, date_trunc('second', clock_timestamp() - a.xact_start),
+               left(regexp_replace(a.query, '\s+', ' ', 'g'), 120)), ' | ')
+    FROM pg_stat_activity AS a
+    WHERE p_step ->> 'kind' = 'DETACH PARTITION FINALIZE' AND a.datname = current_database() AND a.backend_xmin IS NOT NULL
+      AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start < clock_timestamp() - p_age
 $$;
 
 -- What the run waits for, and since when, for status(). True where it waited for something else or for nothing.
@@ -125,7 +137,7 @@ BEGIN
         v_asked := clock_timestamp();
         CALL pgrollout.await_resume(p_run, p_step);
         v_give_up := v_give_up + (clock_timestamp() - v_asked);
-        v_blocker := pgrollout.blockers(p_step -> 'locks', v_age);
+        v_blocker := coalesce(pgrollout.blockers(p_step -> 'locks', v_age), pgrollout.old_snapshots(p_step, v_age));
         IF v_blocker IS NULL THEN
             v_attempts := v_attempts + 1;
             v_state := 'locked out';
@@ -139,7 +151,7 @@ BEGIN
                 v_state := 'done';
             EXCEPTION
                 WHEN lock_not_available OR deadlock_detected THEN
-                    v_blocker := pgrollout.blockers(p_step -> 'locks', interval '0');
+                    v_blocker := coalesce(pgrollout.blockers(p_step -> 'locks', interval '0'), pgrollout.old_snapshots(p_step, interval '0'));
                 WHEN OTHERS THEN
                     v_state := 'failed';
                     v_error := SQLERRM;

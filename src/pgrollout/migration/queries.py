@@ -64,6 +64,8 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
     for step in steps:
         step_id = _ledger_id(step)
         carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
+        if step["state"] == "rebuild":
+            carried["leftover"] = step.get("reason", "")
         queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
         this = f"pgrollout.this_step({literal(step_id)})"
         procedure = {"ddl": "run_ddl", "restore": "restore"}.get(step["mode"])
@@ -73,11 +75,9 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         if step["mode"] == "data":
             queries += _backfill_queries(step, run, this)
             continue
-        # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
-        leftover = [f"DROP INDEX CONCURRENTLY {quoted(step['object']['name'])}"] if step["state"] == "rebuild" else []
         queries += [
             f"CALL pgrollout.begin_step({run}, {this})",
-            *leftover,
+            *_drops_of_leftovers(step),
             step["sql"],
             f"SELECT pgrollout.end_step({run}, {this})",
         ]
@@ -85,6 +85,14 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         values = ", ".join(literal(record[key]) for key in ("name", "phase", "checksum"))
         queries.append(f"SELECT pgrollout.record_migration({run}, {values})")
     return queries
+
+
+def _drops_of_leftovers(step: dict[str, Any]) -> list[str]:
+    """What a command that was cut off left goes at top level too: it takes as long as it takes, without a timeout."""
+    if step["state"] != "rebuild":
+        return []
+    names = step.get("leftovers") or [quoted(step["object"]["name"])]
+    return [f"DROP INDEX CONCURRENTLY {name}" for name in names]
 
 
 def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]) -> list[str]:
