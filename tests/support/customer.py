@@ -57,7 +57,7 @@ class Customer:
         connection = self._database.connect(application_name=NAME)
         with contextlib.closing(connection), connection.cursor() as cursor:
             for table in itertools.cycle(self._tables):
-                first = f"(SELECT min(ctid) FROM {table})"
+                first = f"(SELECT ctid FROM {table} LIMIT 1)"
                 for statement in (f"SELECT * FROM {table} LIMIT 1", f"UPDATE {table} SET id = id WHERE ctid = {first}"):
                     try:
                         cursor.execute(statement)

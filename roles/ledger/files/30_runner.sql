@@ -53,7 +53,10 @@ CREATE OR REPLACE FUNCTION pgrollout.blockers(p_locks jsonb, p_age interval) RET
     JOIN pg_locks AS l ON l.relation = to_regclass(k.relation) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
         AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
     LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-    LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+    -- Until the server is restarted its locks carry the virtual id of the session that prepared it; its own id is locked too.
+    LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND x.transaction IN (
+        SELECT t.transactionid FROM pg_locks AS t
+        WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction)
     WHERE pgrollout.conflicts(l.mode, k.mode)
       AND (l.pid IS NULL OR a.xact_start < clock_timestamp() - p_age)
       -- An ordinary autovacuum gives way to the lock that we ask for; one against wraparound does not.

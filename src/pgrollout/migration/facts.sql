@@ -101,7 +101,10 @@ BEGIN
                  AND l.pid IS DISTINCT FROM pg_backend_pid()
                  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
             LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-            LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+            -- Until the server is restarted its locks carry the virtual id of the session that prepared it; its own id is locked too.
+            LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND x.transaction IN (
+                SELECT t.transactionid FROM pg_locks AS t
+                WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction)
             WHERE coalesce(a.xact_start, x.prepared) < clock_timestamp() - interval '1 second'
               AND coalesce(a.application_name, '') NOT LIKE 'pgrollout/%'
             UNION ALL
