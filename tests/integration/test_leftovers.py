@@ -10,7 +10,7 @@ import psycopg2
 import pytest
 
 from tests.support.customer import Customer
-from tests.support.ledger import InBackground, carry_out, claim, finish, install, transaction
+from tests.support.ledger import InBackground, carry_out, claim, finish, install, settings, transaction
 from tests.support.plans import plan_of, steps_of_plan
 from tests.support.rollouts import rollout_of
 from tests.support.waiting import wait_until
@@ -108,6 +108,7 @@ def test_an_old_snapshot_in_front_of_finalize_is_named_and_holds_nobody_up(
     attempts = ledger.value("SELECT attempts FROM pgrollout.step WHERE run_id = %s", run)
     print(f"{attempts} attempts, longest wait behind us {customer.behind_us_ms:.0f} ms")
     assert attempts > 1
+    assert customer.behind_us_ms <= settings()["lock_timeout_ms"] + 100
     assert customer.errors == {}
     assert ledger.query(ATTACHED) == []
 

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 NAME = "customer"
 # The server's own clock and its own word for who is waited for: a busy machine does not count as our doing.
 BEHIND_US = f"""
-SELECT coalesce(max(extract(epoch FROM clock_timestamp() - l.waitstart) * 1000), 0)::float
-FROM pg_locks AS l JOIN pg_stat_activity AS a USING (pid)
-WHERE NOT l.granted AND a.datname = current_database() AND a.application_name = '{NAME}'
-  AND EXISTS (SELECT FROM pg_stat_activity AS w
-              WHERE w.pid = ANY (pg_blocking_pids(l.pid)) AND w.application_name LIKE 'pgrollout/%')
+SELECT l.locktype = 'relation', extract(epoch FROM clock_timestamp() - l.waitstart)::float * 1000, w.application_name
+FROM pg_locks AS l
+JOIN pg_stat_activity AS a USING (pid)
+JOIN pg_stat_activity AS w ON w.pid = ANY (pg_blocking_pids(l.pid)) AND w.application_name LIKE 'pgrollout/%'
+WHERE NOT l.granted AND l.waitstart IS NOT NULL AND a.datname = current_database() AND a.application_name = '{NAME}'
 """
 
 
@@ -41,7 +41,10 @@ class Customer:
         self._threads = [threading.Thread(target=call, daemon=True) for call in (self._work, self._look)]
         self.served = 0
         self.errors: Counter[str] = Counter()  # by SQLSTATE
-        self.behind_us_ms = 0.0  # the longest wait for a session of the run
+        # The longest waits for a session of the run (its name is pgrollout/<run>/<step>): for a table, which the lock
+        # timeout bounds, and for a row, which a backfill's batch has.
+        self.behind_us_ms, self.behind = 0.0, ""
+        self.row_wait: tuple[float, str] = (0.0, "")
 
     def __enter__(self) -> Customer:
         for thread in self._threads:
@@ -71,4 +74,8 @@ class Customer:
         with contextlib.closing(self._database.connect()) as connection, connection.cursor() as cursor:
             while not self._enough.wait(POLL_S / 4):
                 cursor.execute(BEHIND_US)
-                self.behind_us_ms = max(self.behind_us_ms, cursor.fetchone()[0])
+                for of_table, *found in cursor.fetchall():
+                    if of_table:
+                        self.behind_us_ms, self.behind = max((self.behind_us_ms, self.behind), tuple(found))
+                    else:
+                        self.row_wait = max(self.row_wait, tuple(found))
