@@ -47,7 +47,7 @@ def steps(database: Database, rollout: dict[str, Any]) -> list[dict[str, Any]]:
 def cut_off(database: Database, run: int, rollout: dict[str, Any], holding: str, until: str) -> None:
     """Carries the rollout's step out behind `holding` until `until` has rows; then ends its session and its run."""
     with transaction(database, holding):
-        work = InBackground(carry_out, database, run, steps(database, rollout))
+        work = InBackground(carry_out, database, run, steps(database, rollout), blocker_age_ms=3_600_000)
         wait_until(lambda: database.query(until), what=until)
         database.query("SELECT pg_terminate_backend(pid) FROM pgrollout.lock_holder()")
         with pytest.raises(psycopg2.OperationalError):
@@ -113,6 +113,27 @@ def test_an_old_snapshot_in_front_of_finalize_is_named_and_holds_nobody_up(
     assert ledger.query(ATTACHED) == []
 
 
+def test_a_detach_does_not_begin_before_its_partition_is_free(ledger: Database, tmp_path: Path) -> None:
+    """At its end it asks for ACCESS EXCLUSIVE on the partition, and nothing bounds that wait."""
+    run = claim(ledger)
+    planned = steps(ledger, rollout_of(tmp_path, {"001_a": DETACH}))
+    with transaction(ledger, "SELECT FROM p1", "report-tool") as report, Customer(ledger, "p1") as customer:
+        old = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND xact_start < clock_timestamp() - interval '300 ms'"
+        wait_until(lambda: ledger.query(old, report.info.backend_pid), what="a reader old enough to be waited for")
+        work = InBackground(carry_out, ledger, run, planned, blocker_age_ms=300)
+        served = customer.served
+        wait_until(lambda: customer.served > served + 500, what="an application that goes on")
+        waits = ledger.value("SELECT waiting_for FROM pgrollout.run WHERE run_id = %s", run)
+        assert f"pid {report.info.backend_pid} (user rollout, application 'report-tool'" in waits
+        assert ledger.value(ATTACHED) is False
+        assert work.is_alive()
+        report.commit()
+        work.result()
+    assert ledger.query(ATTACHED) == []
+    assert customer.errors == {}
+    assert customer.behind_us_ms <= settings()["lock_timeout_ms"] + 100
+
+
 # ---- REINDEX … CONCURRENTLY
 
 
@@ -165,8 +186,8 @@ def test_what_a_reindex_left_is_dropped_before_it_goes_again(
 def test_a_reindex_that_goes_on_is_no_leftover(ledger: Database, tmp_path: Path) -> None:
     rollout = rollout_of(tmp_path, {"001_a": "REINDEX INDEX CONCURRENTLY item_note;"})
     with (
-        transaction(ledger, "UPDATE item SET note = 'x' WHERE id = 1") as writer,
         contextlib.closing(ledger.connect()) as other,
+        transaction(ledger, "UPDATE item SET note = 'x' WHERE id = 1") as writer,
     ):
         work = InBackground(other.cursor().execute, "REINDEX INDEX CONCURRENTLY item_note")
         wait_until(lambda: ledger.query(INVALID))

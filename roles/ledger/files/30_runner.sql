@@ -225,6 +225,8 @@ $$;
 -- A top-level statement (a concurrent build or drop) cannot share a transaction with its ledger row: one before, one after.
 -- A concurrent drop first marks its index invalid and then waits for every transaction that uses the table; so those are
 -- waited for before it starts, readers included, while the index is still good.
+-- A concurrent DETACH asks for ACCESS EXCLUSIVE on the partition at its end, without a timeout that would leave it half
+-- detached; so whoever uses the partition is waited for before it starts too.
 CREATE OR REPLACE PROCEDURE pgrollout.begin_step(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
 DECLARE
     v_every_lock jsonb;
@@ -232,7 +234,7 @@ BEGIN
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
     CALL pgrollout.await_resume(p_run, p_step);
-    IF p_step ->> 'kind' LIKE 'DROP INDEX%' THEN
+    IF p_step ->> 'kind' LIKE 'DROP INDEX%' OR p_step ->> 'kind' LIKE 'DETACH PARTITION%' THEN
         SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}') INTO v_every_lock FROM jsonb_array_elements(p_step -> 'locks') AS l;
         CALL pgrollout.await_locks(p_run, p_step, v_every_lock);
     END IF;
