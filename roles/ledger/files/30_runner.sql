@@ -14,6 +14,8 @@ CREATE OR REPLACE FUNCTION pgrollout.step_started(p_run bigint, p_step jsonb) RE
     SET statement = excluded.statement, kind = excluded.kind, state = 'started', run_id = p_run, accepted = excluded.accepted,
         started_at = clock_timestamp(), ended_at = NULL, message = NULL, attempts = 0, lock_wait_ms = NULL,
         lock_hold_ms = NULL, rows = 0;
+    INSERT INTO pgrollout.event (run_id, step_id, what, detail)
+    SELECT p_run, p_step ->> 'id', 'leftover', p_step ->> 'leftover' WHERE p_step ->> 'leftover' <> '';
     UPDATE pgrollout.run SET step = p_step ->> 'id', waiting_for = NULL WHERE run_id = p_run;
 $$;
 
@@ -51,11 +53,24 @@ CREATE OR REPLACE FUNCTION pgrollout.blockers(p_locks jsonb, p_age interval) RET
     JOIN pg_locks AS l ON l.relation = to_regclass(k.relation) AND l.granted AND l.pid IS DISTINCT FROM pg_backend_pid()
         AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
     LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-    LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+    -- Until the server is restarted its locks carry the virtual id of the session that prepared it; its own id is locked too.
+    LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND x.transaction IN (
+        SELECT t.transactionid FROM pg_locks AS t
+        WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction)
     WHERE pgrollout.conflicts(l.mode, k.mode)
       AND (l.pid IS NULL OR a.xact_start < clock_timestamp() - p_age)
       -- An ordinary autovacuum gives way to the lock that we ask for; one against wraparound does not.
       AND (a.backend_type IS DISTINCT FROM 'autovacuum worker' OR a.query LIKE '%(to prevent wraparound)%')
+$$;
+
+-- What FINALIZE of a half detached partition waits for besides: snapshots of its database that may still see it as a part.
+CREATE OR REPLACE FUNCTION pgrollout.old_snapshots(p_step jsonb, p_age interval) RETURNS text LANGUAGE sql AS $$
+    SELECT string_agg(format('pid %s (user %s, application %L, %s, transaction open for %s) has an old snapshot; its query: %s', a.pid,
+               a.usename, a.application_name, a.state, date_trunc('second', clock_timestamp() - a.xact_start),
+               left(regexp_replace(a.query, '\s+', ' ', 'g'), 120)), ' | ')
+    FROM pg_stat_activity AS a
+    WHERE p_step ->> 'kind' = 'DETACH PARTITION FINALIZE' AND a.datname = current_database() AND a.backend_xmin IS NOT NULL
+      AND a.pid <> pg_backend_pid() AND a.backend_type = 'client backend' AND a.xact_start < clock_timestamp() - p_age
 $$;
 
 -- What the run waits for, and since when, for status(). True where it waited for something else or for nothing.
@@ -125,7 +140,7 @@ BEGIN
         v_asked := clock_timestamp();
         CALL pgrollout.await_resume(p_run, p_step);
         v_give_up := v_give_up + (clock_timestamp() - v_asked);
-        v_blocker := pgrollout.blockers(p_step -> 'locks', v_age);
+        v_blocker := coalesce(pgrollout.blockers(p_step -> 'locks', v_age), pgrollout.old_snapshots(p_step, v_age));
         IF v_blocker IS NULL THEN
             v_attempts := v_attempts + 1;
             v_state := 'locked out';
@@ -139,7 +154,7 @@ BEGIN
                 v_state := 'done';
             EXCEPTION
                 WHEN lock_not_available OR deadlock_detected THEN
-                    v_blocker := pgrollout.blockers(p_step -> 'locks', interval '0');
+                    v_blocker := coalesce(pgrollout.blockers(p_step -> 'locks', interval '0'), pgrollout.old_snapshots(p_step, interval '0'));
                 WHEN OTHERS THEN
                     v_state := 'failed';
                     v_error := SQLERRM;
@@ -210,6 +225,8 @@ $$;
 -- A top-level statement (a concurrent build or drop) cannot share a transaction with its ledger row: one before, one after.
 -- A concurrent drop first marks its index invalid and then waits for every transaction that uses the table; so those are
 -- waited for before it starts, readers included, while the index is still good.
+-- A concurrent DETACH asks for ACCESS EXCLUSIVE on the partition at its end, without a timeout that would leave it half
+-- detached; so whoever uses the partition is waited for before it starts too.
 CREATE OR REPLACE PROCEDURE pgrollout.begin_step(p_run bigint, p_step jsonb) LANGUAGE plpgsql AS $$
 DECLARE
     v_every_lock jsonb;
@@ -217,7 +234,7 @@ BEGIN
     PERFORM pgrollout.step_started(p_run, p_step);
     COMMIT;
     CALL pgrollout.await_resume(p_run, p_step);
-    IF p_step ->> 'kind' LIKE 'DROP INDEX%' THEN
+    IF p_step ->> 'kind' LIKE 'DROP INDEX%' OR p_step ->> 'kind' LIKE 'DETACH PARTITION%' THEN
         SELECT jsonb_agg(l || '{"mode": "ACCESS EXCLUSIVE"}') INTO v_every_lock FROM jsonb_array_elements(p_step -> 'locks') AS l;
         CALL pgrollout.await_locks(p_run, p_step, v_every_lock);
     END IF;

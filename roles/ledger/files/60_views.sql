@@ -56,6 +56,9 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
     (SELECT format('accepted: %s: %s because %s', s.step_id, a.hazard, a.reason)
      FROM pgrollout.step AS s, jsonb_to_recordset(s.accepted) AS a (hazard text, reason text)
      WHERE s.run_id = p_run ORDER BY s.started_at)
+    UNION ALL
+    (SELECT format('leftover: %s: %s', e.step_id, e.detail)
+     FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'leftover' ORDER BY e.event_id)
 $$;
 
 -- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.

@@ -229,7 +229,8 @@ def _reindex(node: ast.ReindexStmt, scope: Scope, _: dict[str, str]) -> dict[str
         return {"refused": f"REINDEX {kind} is maintenance of all tables; name the index or the table"}
     # Of an index the table is not known here; REINDEX of a table locks the table.
     locks = [lock(scope.relation(node.relation), SHARE_UPDATE_EXCLUSIVE)] if kind == "TABLE" else []
-    return {"kind": f"REINDEX {kind} CONCURRENTLY", "mode": "concurrent", "truth": "ledger", "locks": locks}
+    step = {"kind": f"REINDEX {kind} CONCURRENTLY", "mode": "concurrent", "truth": "ledger", "locks": locks}
+    return step | {"reindexes": node.name if kind == "SCHEMA" else scope.relation(node.relation)}
 
 
 # -- views, functions, triggers, comments ------------------------------------------------------------------------------

@@ -73,6 +73,7 @@ BEGIN
                                 SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname) ORDER BY f.oid), '[]')
                                 FROM below AS b JOIN pg_class AS f ON f.oid = b.oid
                                 JOIN pg_namespace AS n ON n.oid = f.relnamespace),
+                   'detaching', EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = c.oid AND h.inhdetachpending),
                    'parents', (SELECT coalesce(jsonb_agg(format('%I.%I', n.nspname, f.relname)), '[]')
                                FROM pg_inherits AS h JOIN pg_class AS f ON f.oid = h.inhparent
                                JOIN pg_namespace AS n ON n.oid = f.relnamespace
@@ -109,7 +110,10 @@ BEGIN
                  AND l.pid IS DISTINCT FROM pg_backend_pid()
                  AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database())
             LEFT JOIN pg_stat_activity AS a ON a.pid = l.pid
-            LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND l.virtualtransaction = '-1/' || x.transaction
+            -- Until the server is restarted its locks carry the virtual id of the session that prepared it; its own id is locked too.
+            LEFT JOIN pg_prepared_xacts AS x ON l.pid IS NULL AND x.transaction IN (
+                SELECT t.transactionid FROM pg_locks AS t
+                WHERE t.locktype = 'transactionid' AND t.pid IS NULL AND t.virtualtransaction = l.virtualtransaction)
             WHERE coalesce(a.xact_start, x.prepared) < clock_timestamp() - interval '1 second'
               AND coalesce(a.application_name, '') NOT LIKE 'pgrollout/%'
             UNION ALL
@@ -122,6 +126,29 @@ BEGIN
               AND a.xact_start < clock_timestamp() - interval '1 second' AND a.backend_type = 'client backend'
               AND coalesce(a.application_name, '') NOT LIKE 'pgrollout/%'
         ) AS b));
+
+    -- What a REINDEX CONCURRENTLY that was cut off left: INVALID, named after another index of the same table (shortened
+    -- where its name is long), and nobody works on it.
+    facts := facts || jsonb_build_object('leftover', (
+        SELECT coalesce(jsonb_agg(jsonb_build_object('index', format('%I.%I', n.nspname, c.relname),
+                                                     'table', format('%I.%I', n.nspname, t.relname), 'of', o.names) ORDER BY c.relname), '[]')
+        FROM pg_index AS i
+        JOIN pg_class AS c ON c.oid = i.indexrelid
+        JOIN pg_class AS t ON t.oid = i.indrelid
+        JOIN pg_namespace AS n ON n.oid = c.relnamespace
+        CROSS JOIN LATERAL (
+            SELECT jsonb_agg(DISTINCT format('%I.%I', s.nspname, f.relname)) AS names
+            FROM pg_index AS other
+            JOIN pg_class AS own ON own.oid = other.indexrelid
+                AND (own.relname = regexp_replace(c.relname, '_cc(new|old)\d*$', '')
+                     OR octet_length(c.relname) > 59 AND starts_with(own.relname::text, regexp_replace(c.relname, '_cc(new|old)\d*$', '')))
+            CROSS JOIN LATERAL (SELECT other.indexrelid AS oid UNION SELECT p.relid FROM pg_partition_ancestors(other.indexrelid) AS p) AS whole
+            JOIN pg_class AS f ON f.oid = whole.oid
+            JOIN pg_namespace AS s ON s.oid = f.relnamespace
+            WHERE other.indrelid = i.indrelid AND other.indexrelid <> i.indexrelid) AS o
+        WHERE NOT i.indisvalid AND c.relname ~ '_cc(new|old)\d*$' AND o.names IS NOT NULL AND n.nspname <> 'pg_toast'
+          AND NOT EXISTS (SELECT FROM pg_locks AS l WHERE l.relation = i.indexrelid AND l.mode = 'ShareUpdateExclusiveLock'
+                          AND l.database = (SELECT d.oid FROM pg_database AS d WHERE d.datname = current_database()))));
 
     FOR step IN SELECT * FROM jsonb_array_elements(request -> 'steps') LOOP
         target := step -> 'object';

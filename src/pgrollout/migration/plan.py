@@ -1,8 +1,8 @@
 """The plan: which steps are satisfied, pending, in conflict or refused, given the SQL and the facts of one database.
 
-States of a step: satisfied | pending | rebuild (an invalid leftover of ours is replaced) | held (an operator took it
-away) | off (its switch is off) | conflict | unproven (something of that name is there and cannot be compared) |
-refused.  For a rollback also: kept (stood there before the rollout).
+States of a step: satisfied | pending | rebuild (what a command that was cut off left is replaced or completed) |
+held (an operator took it away) | off (its switch is off) | conflict | unproven (something of that name is there and
+cannot be compared) | refused.  For a rollback also: kept (stood there before the rollout).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import difflib
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
+from pgrollout.migration.leftovers import leftover
 from pgrollout.migration.locks import conflict
 from pgrollout.migration.names import QUALIFIED, identifier, shown
 from pgrollout.migration.partitions import build_at_once, build_in_parts, drop_as_a_whole
@@ -177,9 +178,9 @@ def _decide(
     if fact.get("error"):
         return answer | {"state": "conflict", "reason": f"cannot be compared with the database: {fact['error']}"}
     if step["truth"] == "query":
-        return answer | {"state": "satisfied" if fact.get("done") else "pending"}
+        return answer | ({"state": "satisfied"} if fact.get("done") else leftover(step, facts))
     if step["truth"] in ("ledger", "cursor"):
-        return answer | {"state": "satisfied" if ledger.get("state") == "done" else "pending"}
+        return answer | ({"state": "satisfied"} if ledger.get("state") == "done" else leftover(step, facts))
     return answer | _compare(step, fact)
 
 
@@ -359,7 +360,7 @@ def _decide_rollback(
             {"undoes": [step["restores"]]} if touched else {"state": "satisfied", "reason": "nothing was filled"}
         )
     if step["truth"] == "query":
-        return answer | {"state": "satisfied" if fact.get("done") else "pending"}
+        return answer | ({"state": "satisfied"} if fact.get("done") else leftover(step, facts))
     if step["truth"] == "ledger":
         return answer | {"state": "refused", "reason": f"{step['kind']} in a rollback needs '-- Done when: SELECT …'"}
     outcome = _compare(step, fact)

@@ -65,6 +65,8 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
     for step in steps:
         step_id = _ledger_id(step)
         carried = {key: step[key] for key in _CARRIED if key in step} | {"id": step_id}
+        if step["state"] == "rebuild":
+            carried["leftover"] = step.get("reason", "")
         queries.append(f"SELECT set_config('pgrollout.step', {literal(json.dumps(carried))}, false)")
         this = f"pgrollout.this_step({literal(step_id)})"
         if step["mode"] == "ddl":
@@ -73,11 +75,9 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         if step["mode"] in ("data", "restore"):
             queries += _data_queries(step, run, this)
             continue
-        # A leftover of a failed build is dropped at top level too: both take as long as they take, without a timeout.
-        leftover = [_drop_index(step)] if step["state"] == "rebuild" else []
         queries += [
             f"CALL pgrollout.begin_step({run}, {this})",
-            *leftover,
+            *_drops_of_leftovers(step),
             step["sql"],
             f"SELECT pgrollout.end_step({run}, {this})",
         ]
@@ -85,6 +85,13 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         values = ", ".join(literal(record[key]) for key in ("name", "phase", "checksum"))
         queries.append(f"SELECT pgrollout.record_migration({run}, {values})")
     return queries
+
+
+def _drops_of_leftovers(step: dict[str, Any]) -> list[str]:
+    """What a command that was cut off left goes at top level too: it takes as long as it takes, without a timeout."""
+    if step["state"] != "rebuild":
+        return []
+    return [f"DROP INDEX CONCURRENTLY {name}" for name in step.get("leftovers") or [_own_index(step)]]
 
 
 def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]) -> list[str]:
@@ -95,12 +102,12 @@ def leftover_queries(step: dict[str, Any], run_id: int, settings: dict[str, Any]
         f"CALL pgrollout.enter({run}, {literal(step['id'])})",
         f"SELECT set_config('pgrollout.settings', {literal(json.dumps(hasty))}, false)",
         f"CALL pgrollout.await_locks({run}, {literal(json.dumps({'id': step['id']}))}, {literal(locks)})",
-        _drop_index(step),
+        f"DROP INDEX CONCURRENTLY {_own_index(step)}",
     ]
 
 
-def _drop_index(step: dict[str, Any]) -> str:
-    return f"DROP INDEX CONCURRENTLY {beside(step['object']['table'], step['object']['name'])}"
+def _own_index(step: dict[str, Any]) -> str:
+    return beside(step["object"]["table"], step["object"]["name"])
 
 
 # A backfill, and the way back from it, leaves a dead row for each that it changes. On a larger table what is dead is
