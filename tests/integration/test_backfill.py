@@ -191,15 +191,14 @@ def test_a_partitioned_table(ledger: Database, run: int, tmp_path: Path, bounds:
 
 
 def test_names_that_need_quotes(ledger: Database, run: int, tmp_path: Path) -> None:
-    """The database side follows names with each part quoted where it has to be; the planner refuses them as yet."""
     table = '"My Schema"."Item.of (things)"'
     ledger.execute(
         f'CREATE SCHEMA "My Schema"; CREATE TABLE {table} ("The Id" text PRIMARY KEY, "Visit\'s" integer DEFAULT 0);'
         f"INSERT INTO {table} SELECT 'x' || g FROM generate_series(1, {ROWS}) AS g"
     )
-    sql = '-- Step: fill\n-- Backfill: by The Id\nUPDATE item AS "a.T+" SET "Visit\'s" = "a.T+"."Visit\'s" + 1;'
+    sql = f'-- Backfill: by "The Id"\nUPDATE {table} AS "a.T+" SET "Visit\'s" = "a.T+"."Visit\'s" + 1;'
     (step,) = steps_of(tmp_path, sql)
-    step = step | {"backfill": step["backfill"] | {"table": table}, "bytes": 2**30}
+    step |= {"bytes": 2**30}  # in parts
     carry_out(ledger, run, [step], **SMALL)
     assert dict(ledger.query(f'SELECT "Visit\'s", count(*) FROM {table} GROUP BY 1')) == {1: ROWS}
     restore = {"id": "back", "restores": step["id"], "mode": "restore", "kind": "restore", "sql": "SELECT 1"}
