@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import random
 import tempfile
 import threading
@@ -433,6 +434,25 @@ def test_each_row_once_while_others_write(ledger: Database, run: int, tmp_path: 
     counted, keys = ledger.query("SELECT count(*), count(DISTINCT key) FROM pgrollout.row_change")[0]
     assert counted == keys == ledger.value("SELECT rows_changed FROM pgrollout.cursor")
     assert ledger.value("SELECT count(*) FROM item WHERE touched > 0") > 0
+
+
+def test_nobody_who_refers_to_a_row_is_waited_for_or_waits(ledger: Database, run: int, tmp_path: Path) -> None:
+    """A new row with a foreign key locks the row it points to FOR KEY SHARE, which a change of no key lets pass."""
+    item(ledger)
+    ledger.execute("CREATE TABLE part (item_id bigint REFERENCES item)")
+    steps = count_steps(tmp_path, "item")
+    with (
+        transaction(ledger, "INSERT INTO part VALUES (500)"),
+        contextlib.closing(ledger.connect()) as connection,
+        connection.cursor() as cursor,
+    ):
+        carry_out(ledger, run, steps, give_up_s=0)
+        cursor.execute("SET lock_timeout = '10s'")
+        batch = ledger.value("SELECT pgrollout.batch_sql('b', %s, '(0)', '(1000)')", json.dumps(steps[0]["backfill"]))
+        with transaction(ledger, batch):
+            cursor.execute("INSERT INTO part VALUES (501)")
+    assert visits(ledger) == {1: ROWS}
+    assert ledger.value("SELECT count(*) FROM pgrollout.event WHERE what = 'waiting'") == 0
 
 
 def test_ddl_half_way_is_taken_up_by_the_next_batch(ledger: Database, run: int, tmp_path: Path) -> None:

@@ -21,9 +21,11 @@ import yaml
 
 from demo.load import load
 from demo.server import MIGRATION_ROLE, Server
-from tests.conftest import Playbook
+from tests.conftest import Database, Playbook
 from tests.support import sshd
 from tests.support.certificates import Authority
+from tests.support.probe import lives
+from tests.support.rollouts import write_rollout
 from tests.support.runs import words
 
 if TYPE_CHECKING:
@@ -273,6 +275,26 @@ def test_over_ssh_the_modules_run_at_the_server(guarded: Guarded, by_ssh: sshd.S
     # the same without SSH has no password
     run = play(tmp_path / "ansible", "status.yml", {"here": guarded.local(postgresql_passfile="")})
     assert "no password supplied" in sentence(run, "here")
+
+
+@pytest.mark.ci
+def test_over_ssh_the_probe_measures_at_the_server_and_ends_with_its_run(
+    guarded: Guarded, by_ssh: sshd.Sshd, tmp_path: Path
+) -> None:
+    files = {"phase1/001_one/apply.sql": "CREATE INDEX CONCURRENTLY by_ssh ON agents (name);"}
+    there = guarded.base() | by_ssh.variables | {"ansible_python_interpreter": sys.executable}
+    there |= {"postgresql_host": guarded.server.socket_dir, "postgresql_passfile": ""}
+    there |= {"rollout_dir": str(write_rollout(tmp_path / "sql", files)), "backup_dir": str(tmp_path / "backups")}
+    run = play(tmp_path / "ansible", "migrate.yml", {"there": there})
+    assert run.rc == 0, run.output
+    assert "downtime probe: 1 table and the commit" in words(run)
+    assert "longest stall" in words(run)
+    database = Database(DATABASE, guarded.server)
+    ((reason, pid),) = database.query("SELECT reason, pid FROM pgrollout.probe")
+    assert reason == "the work is done"
+    assert not lives(pid)
+    measured = "SELECT sum(cardinality(waits_ms)) FROM pgrollout.probe_sample WHERE table_name = 'public.agents'"
+    assert database.value(measured) > 0
 
 
 @pytest.mark.ci
