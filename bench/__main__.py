@@ -1,6 +1,6 @@
 """make bench WHAT=stall SCALE=1: measures and writes the tables into bench/README.md.
 
-python -m bench [stall|backfill|recovery|overhead …] [--scale 1] [--runs 3] [--only psql …] [--readme bench/README.md]
+python -m bench [backfill|growth|stall|recovery|overhead …] [--scale 1] [--runs 3] [--only psql …] [--readme PATH]
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psycopg2
 
-from bench import backfill, overhead, recovery, stall
+from bench import backfill, growth, overhead, recovery, stall
 from bench.lab import Lab
 from bench.report import machine, put
 from bench.tools import TOOLS
@@ -22,6 +22,7 @@ HERE = Path(__file__).resolve().parent
 # What measures, and what it compares.
 BENCHES: dict[str, tuple[Callable[..., Iterator[str]], Sequence[str]]] = {
     "backfill": (backfill.run, list(backfill.KEYS)),
+    "growth": (growth.run, list(backfill.KEYS)),
     "stall": (stall.run, [stall.OURS, *TOOLS]),
     "recovery": (recovery.run, list(TOOLS)),
     "overhead": (overhead.run, list(map(str, overhead.HOSTS))),

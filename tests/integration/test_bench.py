@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from bench import backfill, recovery, stall
+from bench import backfill, growth, recovery, stall
 from bench.application import Application, Witness, measured
 from bench.lab import Lab
 from bench.roadmap import units
@@ -62,6 +62,13 @@ def test_all_ways_to_backfill_write_the_same(lab: Lab) -> None:
     (text,) = backfill.run(lab, 0.01, 1, ["uuid"])
     assert text.count("| uuid |") == len(backfill.WAYS)
     assert "bigint" not in text
+
+
+@pytest.mark.ci
+def test_a_backfill_is_compared_with_itself_at_ten_times_the_rows(lab: Lab) -> None:
+    (text,) = growth.run(lab, 0.005, 1, ["uuid"])
+    rows = [line.split(" | ")[1:3] for line in text.splitlines() if line.startswith("| uuid")]
+    assert rows == [["one UPDATE", "1,500"], ["ours", "1,500"], ["one UPDATE", "15,000"], ["ours", "15,000"]]
 
 
 @pytest.mark.ci
