@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgrollout.gates.files import read_gate
-from pgrollout.gates.queries import gate_queries, gates_measured
+from tests.support.gates import gate_of, measure
 
 if TYPE_CHECKING:
     from tests.conftest import Database
@@ -37,15 +35,7 @@ def item(empty_database: Database) -> Database:
 
 
 def gate(query: str, cases: str = TYPICAL, timeout: int = 30_000, limits: str = LIMITS) -> dict[str, Any]:
-    text = limits.format(cases=cases, timeout=timeout)
-    return {"id": "001_a/look", **read_gate(text, query, "look.gate.yml", "look.sql")}
-
-
-def measure(database: Database, *gates: dict[str, Any]) -> dict[str, Any]:
-    with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
-        for query in gate_queries(list(gates), "public"):
-            cursor.execute(query)
-        return gates_measured([{"measured": cursor.fetchone()[0]}])
+    return gate_of(limits.format(cases=cases, timeout=timeout), query)
 
 
 def nodes(plan: dict[str, Any]) -> list[str]:

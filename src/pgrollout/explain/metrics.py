@@ -16,7 +16,12 @@ _REMOVED = {
     "index_recheck": "Rows Removed by Index Recheck",
     "conflict_filter": "Rows Removed by Conflict Filter",
 }
-_CACHE = {"hits": "Cache Hits", "misses": "Cache Misses", "evictions": "Cache Evictions", "overflows": "Cache Overflows"}
+_CACHE = {
+    "hits": "Cache Hits",
+    "misses": "Cache Misses",
+    "evictions": "Cache Evictions",
+    "overflows": "Cache Overflows",
+}
 
 
 def metrics(plans: Any) -> dict[str, Any]:

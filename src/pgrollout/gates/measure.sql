@@ -1,6 +1,6 @@
 -- Measures one gate: plans and runs its query for each set of parameters and each plan mode. The gate comes as JSON in
 -- the setting pgrollout.gate; what was found is added to the JSON in pgrollout.measured, under the gate's id:
--- {tables: {name: {rows, bytes, analysed_s}}, settings: {name: value}, cases: {case: {mode: {plan, execution_ms: [],
+-- {version, tables: {name: {rows, bytes, analysed_s, indexes: {name: valid}}}, settings: {name: value}, cases: {case: {mode: {plan, execution_ms: [],
 -- planning_ms: [], shared_blocks: [], error}}}}.
 -- Each run is taken back, whatever the query wrote. Where the statement_timeout strikes, what was measured until then
 -- stays and the run that was cut off has an error.
@@ -24,7 +24,9 @@ DECLARE
     error text;
 BEGIN
     -- A partitioned table has the rows of its leaves, and is as old as the oldest of their statistics.
-    SELECT jsonb_object_agg(r.name, jsonb_build_object('rows', s.rows, 'bytes', s.bytes, 'analysed_s', s.analysed_s)) INTO tables
+    SELECT jsonb_object_agg(r.name, jsonb_build_object('rows', s.rows, 'bytes', s.bytes, 'analysed_s', s.analysed_s, 'indexes',
+               (SELECT coalesce(jsonb_object_agg(i.relname, x.indisvalid), '{}')
+                FROM pg_index AS x JOIN pg_class AS i ON i.oid = x.indexrelid WHERE x.indrelid = to_regclass(r.name)))) INTO tables
     FROM jsonb_array_elements_text(gate -> 'relations') AS r (name)
     CROSS JOIN LATERAL (
         SELECT sum(greatest(c.reltuples, 0))::bigint AS rows, sum(pg_table_size(c.oid))::bigint AS bytes,
@@ -93,6 +95,6 @@ BEGIN
         cases := cases || jsonb_build_object(chosen.key, modes);
     END LOOP;
     PERFORM set_config('pgrollout.measured', (measured || jsonb_build_object(gate ->> 'id', jsonb_build_object(
-        'tables', coalesce(tables, '{}'), 'settings', coalesce(settings, '{}'), 'cases', cases)))::text, false);
+        'version', current_setting('server_version_num')::integer, 'tables', coalesce(tables, '{}'), 'settings', coalesce(settings, '{}'), 'cases', cases)))::text, false);
 END
 $measure$
