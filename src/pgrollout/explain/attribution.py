@@ -174,9 +174,7 @@ class Attribution:
             return False
         own = self.exclusive[node.number]
         slack = self._slack[node.number] + self._rounding[initplan.number] + _ROUNDING_MS
-        return all(
-            own.get(key, value) + (slack if key.endswith(TIME) else 0) >= value for key, value in wanted.items()
-        )
+        return all(own.get(key, value) + (slack if key.endswith(TIME) else 0) >= value for key, value in wanted.items())
 
 
 def cte_scans(nodes: Sequence[Node]) -> dict[int, list[Node]]:

@@ -37,6 +37,7 @@ _OTHER_SIDE = Caveat("stopped where the other side of the join ended")
 _EMPTY_SIDE = Caveat("stopped because the other side of the join is empty")
 _DECIDED = Caveat("stopped as soon as EXISTS, ANY or ALL was decided")
 _WINDOW = Caveat("stopped by the run condition of the window")
+_RUN_CONDITION = Caveat("cut short by its run condition, which the planner does not estimate", inherited=False)
 _AGAIN = Caveat("rows counted again that the merge join went back to", Bound.AT_MOST, inherited=False)
 _NEITHER = Caveat("stopped early, and rows counted again that the merge join went back to", Bound.NOTHING)
 _NO_ROWS = Caveat("counts no rows", Bound.NOTHING, inherited=False)
@@ -96,7 +97,7 @@ def _below(node: Node, child: Node, above: Caveat | None) -> Caveat | None:
         return _LIMIT if _reached(node, child) else inherited
     if kind == "WindowAgg" and "Run Condition" in node.raw:
         return _WINDOW
-    if kind == "Hash Join" and side == "Outer" and _empty_hash(node):
+    if kind == "Hash Join" and side == "Outer" and _ends_with_empty_hash(node):
         return _EMPTY_SIDE
     if kind == "Nested Loop" and side == "Inner" and _one_match(node):
         return _FIRST_MATCH
@@ -122,8 +123,10 @@ def _reached(limit: Node, child: Node) -> bool:
     return rows >= estimate or estimate == max(1, round(below * 0.1))
 
 
-def _empty_hash(join: Node) -> bool:
-    return any(child.relationship == "Inner" and number(child.raw, "Actual Rows") == 0 for child in join.children)
+def _ends_with_empty_hash(join: Node) -> bool:
+    """Whether nothing can match; a join that gives unmatched outer rows reads them all the same."""
+    empty = any(child.relationship == "Inner" and number(child.raw, "Actual Rows") == 0 for child in join.children)
+    return empty and join.raw.get("Join Type") not in ("Left", "Full", "Anti")
 
 
 def _one_match(join: Node) -> bool:
@@ -151,6 +154,8 @@ def _of_its_own(node: Node) -> Caveat | None:
         return _NO_ROWS
     if "One-Time Filter" in node.raw and rows == 0:
         return _GATED
+    if node.type == "WindowAgg" and "Run Condition" in node.raw:
+        return _RUN_CONDITION
     if node.type == "Bitmap Index Scan" and rows and node.parent is not None:
         heap = next((above for above in node.ancestors() if above.type not in BITMAP_PARTS), node.parent)
         lossy, exact = whole(heap.raw, "Lossy Heap Blocks"), whole(heap.raw, "Exact Heap Blocks")
@@ -169,11 +174,13 @@ def q_error(node: Node, caveat: Caveat | None) -> float | None:
     if estimate is None or actual is None or not node.loops:
         return None
     estimate, actual = max(1.0, estimate), max(1.0, actual)
+    if estimate == actual:
+        return 1.0
     bound = caveat.bound if caveat else None
     if (
         bound is Bound.NOTHING
-        or (bound is Bound.AT_LEAST and actual <= estimate)
-        or (bound is Bound.AT_MOST and actual >= estimate)
+        or (bound is Bound.AT_LEAST and actual < estimate)
+        or (bound is Bound.AT_MOST and actual > estimate)
     ):
         return None
     return max(estimate / actual, actual / estimate)

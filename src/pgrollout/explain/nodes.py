@@ -188,9 +188,11 @@ def operation(node: Node) -> str:
 def relation(node: Node) -> str | None:
     """The table or index that is read or written, with its schema where the plan tells it."""
     name = node.raw.get("Relation Name")
-    if not isinstance(name, str):
-        return None
-    schema = node.raw.get("Schema")
+    return _qualified(node.raw, name) if isinstance(name, str) else None
+
+
+def _qualified(raw: Mapping[str, Any], name: str) -> str:
+    schema = raw.get("Schema")
     return f"{identifier(schema)}.{identifier(name)}" if isinstance(schema, str) else identifier(name)
 
 
@@ -198,7 +200,7 @@ def label(node: Node) -> str:
     """The node on one line: `Index Scan using orders_pkey on public.orders o`."""
     raw = node.raw
     index = raw.get("Index Name")
-    source = relation(node) or next((identifier(str(raw[key])) for key in _SOURCES if key in raw), None)
+    source = relation(node) or next((_qualified(raw, str(raw[key])) for key in _SOURCES if key in raw), None)
     alias = identifier(raw["Alias"]) if isinstance(raw.get("Alias"), str) else None
     if node.type == "Bitmap Index Scan":
         target = f" on {identifier(str(index))}" if index else ""
