@@ -160,9 +160,9 @@ def without_literals(text: str) -> str:
     return _STRING.sub("''", text)
 
 
-def operation(node: Node) -> str:
-    """What the node does, in the words of EXPLAIN's text: `Parallel Hash Left Join`, `Partial HashAggregate`."""
-    raw, name = node.raw, node.type
+def operation(raw: Mapping[str, Any]) -> str:
+    """What a node does, in the words of EXPLAIN's text: `Parallel Hash Left Join`, `Partial HashAggregate`."""
+    name = str(raw["Node Type"])
     if name == "Aggregate":
         name = _AGGREGATES.get(raw.get("Strategy", ""), name)
     elif name == "SetOp":
@@ -209,4 +209,4 @@ def label(node: Node) -> str:
         if source or alias:
             known = source is not None and alias in (None, source, source.rpartition(".")[2])
             target += f" on {source}" if known else f" on {' '.join(filter(None, (source, alias)))}"
-    return (operation(node) + target).replace("\n", "\\n")
+    return (operation(raw) + target).replace("\n", "\\n")
