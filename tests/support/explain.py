@@ -52,7 +52,9 @@ def yaml_twins() -> Iterator[tuple[str, Any, Any]]:
 
 def node(kind: str, *plans: dict[str, Any], **properties: Any) -> dict[str, Any]:
     """A node; `total_cost=1` is its "Total Cost"."""
-    found = {"Node Type": kind} | {key.replace("_", " ").title(): value for key, value in properties.items()}
+    found = {"Node Type": kind} | {
+        key.replace("_", " ").title().replace(" By ", " by "): value for key, value in properties.items()
+    }
     return found | ({"Plans": list(plans)} if plans else {})
 
 

@@ -8,7 +8,7 @@ here. What a subquery is compared with is told from 17 on only, so `(ANY (a = (h
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 _NAME = r'"(?:[^"]|"")+"|[A-Za-z_\u0080-\U0010ffff][\w$]*'
 _TYPE = (
@@ -30,11 +30,12 @@ _COMPARED_WITH = re.compile(r"\((?:hashed )?SubPlan \w+\)")
 _LIST = re.compile(r"\?(?:, \?)+")
 
 
-def normalised(text: str, subplans: Mapping[str, str], aliases: Collection[str]) -> str:
+def normalised(text: str, subplans: Mapping[str, str], aliases: Mapping[str, str]) -> str:
     """An expression that is equal for equal plans.
 
     `subplans`: what each reference is called (`$0` up to 16, `InitPlan 1` or `expr_1` later): `InitPlan 1`.
-    `aliases`: tables whose columns need no qualifier, as they have none where the query has but one table.
+    `aliases`: what the table before a column is called; empty for one that needs no mention, as PostgreSQL itself
+    prints none where a query has but one table.
     """
 
     def replaced(match: re.Match[str]) -> str:
@@ -47,7 +48,8 @@ def normalised(text: str, subplans: Mapping[str, str], aliases: Collection[str])
         if kind == "subplan":
             return subplans.get(found.partition(" (returns")[0], found)
         if kind == "qualifier":
-            return "" if found[:-1] in aliases else found
+            name = aliases.get(found[:-1], found[:-1])
+            return f"{name}." if name else ""
         return subplans.get(found, found)
 
     plain = _TOKEN.sub(replaced, text)

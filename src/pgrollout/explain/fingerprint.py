@@ -2,7 +2,7 @@
 
 - shape: what each node does (joins by their algorithm) and the relation it does it to
 - access: how as well: join types, indexes, scan directions, what is parallel
-- full: aliases, conditions and keys as well, without constants
+- full: conditions and keys as well, without constants, tables numbered in the order in which they are printed
 
 No level knows costs, row counts, measures, settings, numbers of workers, output lists or schemas, so a plan has the
 same fingerprints with and without ANALYZE, VERBOSE or any other option, for other constants and on other versions.
@@ -12,11 +12,12 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import ChainMap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pgrollout.explain.conditions import normalised
-from pgrollout.explain.nodes import Node, documents, flat, operation, texts
+from pgrollout.explain.nodes import BITMAP_PARTS, Node, documents, flat, operation, texts
 from pgrollout.migration.names import identifier
 
 LEVELS = ("shape", "access", "full")
@@ -73,17 +74,14 @@ def normalised_lines(nodes: Sequence[Node]) -> dict[str, list[str]]:
     lines: dict[str, list[str]] = {level: [] for level in LEVELS}
     for statement in _statements(nodes):
         names = _subplans(statement)
-        aliases = {alias for node in statement if (alias := _alias(node))}
+        aliases = _aliases(statement)
         for node in statement:
             role = f"{names[node.subplan]}: " if node.subplan in names else ""
-            read = next((f" on {node.raw[key]}" for key in _READ if key in node.raw), "")
-            lines["shape"].append(role + _operation(node, _SHAPE) + read)
-            index = f" using {node.raw['Index Name']}" if "Index Name" in node.raw else ""
-            access = role + _operation(node, _ACCESS) + index + read
+            lines["shape"].append(role + _operation(node, _SHAPE) + _read(node))
+            access = role + accessed(node)
             lines["access"].append(access)
-            alias = _alias(node)
-            own = {alias} if alias else aliases if len(aliases) == 1 else set()
-            lines["full"].append(" | ".join([f"{access} {alias or ''}".rstrip(), *_conditions(node, names, own)]))
+            called = f" {aliases[alias]}" if (alias := _alias(node)) else ""
+            lines["full"].append(" | ".join([access + called, *_conditions(node, names, _seen_from(node, aliases))]))
     return lines
 
 
@@ -93,6 +91,16 @@ def _statements(nodes: Sequence[Node]) -> Iterator[list[Node]]:
             yield list(root.subtree())
 
 
+def accessed(node: Node) -> str:
+    """What a node does, how and to what."""
+    index = f" using {node.raw['Index Name']}" if "Index Name" in node.raw else ""
+    return _operation(node, _ACCESS) + index + _read(node)
+
+
+def _read(node: Node) -> str:
+    return next((f" on {node.raw[key]}" for key in _READ if key in node.raw), "")
+
+
 def _operation(node: Node, fields: Sequence[str]) -> str:
     return operation({key: node.raw[key] for key in fields if key in node.raw})
 
@@ -100,6 +108,22 @@ def _operation(node: Node, fields: Sequence[str]) -> str:
 def _alias(node: Node) -> str | None:
     alias = node.raw.get("Alias")
     return identifier(alias) if isinstance(alias, str) else None
+
+
+def _aliases(statement: Sequence[Node]) -> dict[str, str]:
+    """`t1` for the first table that is printed: versions tell partitions of a table apart differently."""
+    found: dict[str, str] = {}
+    for node in statement:
+        if alias := _alias(node):
+            found.setdefault(alias, f"t{len(found) + 1}")
+    return found
+
+
+def _seen_from(node: Node, aliases: dict[str, str]) -> ChainMap[str, str]:
+    """The same without names for what a scan reads itself, or for the only table: only VERBOSE prints those always."""
+    heap = next((each for each in (node, *node.ancestors()) if each.type not in BITMAP_PARTS), node)
+    own = next(iter(aliases)) if len(aliases) == 1 else _alias(heap)
+    return ChainMap({own: ""} if own else {}, aliases)
 
 
 def _subplans(statement: Sequence[Node]) -> dict[str, str]:
@@ -126,7 +150,7 @@ def _subplans(statement: Sequence[Node]) -> dict[str, str]:
     return names
 
 
-def _conditions(node: Node, names: Mapping[str, str], aliases: set[str]) -> Iterator[str]:
+def _conditions(node: Node, names: Mapping[str, str], aliases: Mapping[str, str]) -> Iterator[str]:
     for key in CONDITIONS:
         if key in node.raw:
             value = node.raw[key]
