@@ -45,6 +45,7 @@ _PAGES = Caveat("counts pages of ten rows, not rows", Bound.NOTHING, inherited=F
 _GATED = Caveat("nothing run: its one-time filter is false, which the planner does not estimate", inherited=False)
 
 _READ_TO_END = ("Sort", "Hash", "Bitmap Heap Scan", "BitmapAnd", "BitmapOr", WRITES)
+_BY_KEY = ("Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Memoize")
 # The sides of a Merge Join, by its type, that it may leave before their end; the others it must read out.
 _MERGE_STOPS = {
     "Inner": ("Outer", "Inner"),
@@ -99,12 +100,11 @@ def _below(node: Node, child: Node, above: Caveat | None) -> Caveat | None:
         return _WINDOW
     if kind == "Hash Join" and side == "Outer" and _ends_with_empty_hash(node):
         return _EMPTY_SIDE
-    if kind == "Nested Loop" and side == "Inner" and _one_match(node):
+    if kind == "Nested Loop" and side == "Inner" and _one_match(node, child):
         return _FIRST_MATCH
     if kind == "Merge Join":
         stops = side in _MERGE_STOPS.get(str(node.raw.get("Join Type", "Inner")), ("Outer", "Inner"))
-        again = side == "Inner" and node.raw.get("Inner Unique") is not True
-        if again:
+        if side == "Inner":
             return _NEITHER if stops or inherited else _AGAIN
         return _OTHER_SIDE if stops else inherited
     return inherited
@@ -129,8 +129,23 @@ def _ends_with_empty_hash(join: Node) -> bool:
     return empty and join.raw.get("Join Type") not in ("Left", "Full", "Anti")
 
 
-def _one_match(join: Node) -> bool:
-    return join.raw.get("Join Type") in ("Semi", "Anti") or join.raw.get("Inner Unique") is True
+def _one_match(join: Node, inner: Node) -> bool:
+    """Whether a Nested Loop may leave its inner side at the first match of each outer row.
+
+    It does in a semi or anti join, and where a match is known to be the only one. That is `Inner Unique`, which TEXT
+    prints with VERBOSE only, so it is told from what all formats have: no outer row gave more than one. A scan by the
+    key of the outer row gives its matches and nothing else, so stopping it early cuts nothing off.
+    """
+    if join.raw.get("Join Type") in ("Semi", "Anti"):
+        return True
+    outer = next((child for child in join.children if child.relationship == "Outer"), None)
+    rows, given = _all_rows(join), _all_rows(outer) if outer else None
+    return inner.type not in _BY_KEY and rows is not None and given is not None and rows <= given
+
+
+def _all_rows(node: Node) -> float | None:
+    rows = number(node.raw, "Actual Rows")
+    return None if rows is None or node.loops is None else rows * node.loops
 
 
 def _may_be_decided_early(user: Node, subplan: Node) -> bool:

@@ -10,7 +10,7 @@ import pytest
 from pgrollout.explain.compare import STRUCTURE, compare
 from pgrollout.explain.fingerprint import fingerprint
 from pgrollout.explain.nodes import BITMAP_PARTS, flat
-from tests.support.explain import capture, captured, node, ran
+from tests.support.explained import capture, captured, node, ran
 
 
 def seq(table: str, **more: Any) -> dict[str, Any]:

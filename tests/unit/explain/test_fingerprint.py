@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from pgrollout.explain.conditions import normalised
 from pgrollout.explain.fingerprint import LEVELS, fingerprint
-from tests.support.explain import capture, captured, node
+from tests.support.explained import capture, captured, node
 
 # The captured queries that versions plan each in its own way; all others are one plan in every capture.
 PLANNED_DIFFERENTLY = {

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pgrollout.explain.attribution import BLOCKS, TIME, Attribution
 from pgrollout.explain.metrics import metrics
 from pgrollout.explain.nodes import flat
-from tests.support.explain import capture, captured, node, ran, records
+from tests.support.explained import capture, captured, node, ran, records
 
 VERSIONS = ("12", "14", "15", "17")
 

@@ -9,7 +9,7 @@ import pytest
 
 from pgrollout.errors import RolloutError
 from pgrollout.explain.nodes import documents, flat, label
-from tests.support.explain import captured, node, records
+from tests.support.explained import captured, node, records
 
 _NODE_LINE = re.compile(r"^(?: *-> +)?(\S.*?)  \(cost=")
 
