@@ -37,6 +37,7 @@ _OTHER_SIDE = Caveat("stopped where the other side of the join ended")
 _EMPTY_SIDE = Caveat("stopped because the other side of the join is empty")
 _DECIDED = Caveat("stopped as soon as EXISTS, ANY or ALL was decided")
 _WINDOW = Caveat("stopped by the run condition of the window")
+_RUN_CONDITION = Caveat("cut short by its run condition, which the planner does not estimate", inherited=False)
 _AGAIN = Caveat("rows counted again that the merge join went back to", Bound.AT_MOST, inherited=False)
 _NEITHER = Caveat("stopped early, and rows counted again that the merge join went back to", Bound.NOTHING)
 _NO_ROWS = Caveat("counts no rows", Bound.NOTHING, inherited=False)
@@ -44,6 +45,7 @@ _PAGES = Caveat("counts pages of ten rows, not rows", Bound.NOTHING, inherited=F
 _GATED = Caveat("nothing run: its one-time filter is false, which the planner does not estimate", inherited=False)
 
 _READ_TO_END = ("Sort", "Hash", "Bitmap Heap Scan", "BitmapAnd", "BitmapOr", WRITES)
+_BY_KEY = ("Index Scan", "Index Only Scan", "Bitmap Heap Scan", "Memoize")
 # The sides of a Merge Join, by its type, that it may leave before their end; the others it must read out.
 _MERGE_STOPS = {
     "Inner": ("Outer", "Inner"),
@@ -96,14 +98,13 @@ def _below(node: Node, child: Node, above: Caveat | None) -> Caveat | None:
         return _LIMIT if _reached(node, child) else inherited
     if kind == "WindowAgg" and "Run Condition" in node.raw:
         return _WINDOW
-    if kind == "Hash Join" and side == "Outer" and _empty_hash(node):
+    if kind == "Hash Join" and side == "Outer" and _ends_with_empty_hash(node):
         return _EMPTY_SIDE
-    if kind == "Nested Loop" and side == "Inner" and _one_match(node):
+    if kind == "Nested Loop" and side == "Inner" and _one_match(node, child):
         return _FIRST_MATCH
     if kind == "Merge Join":
         stops = side in _MERGE_STOPS.get(str(node.raw.get("Join Type", "Inner")), ("Outer", "Inner"))
-        again = side == "Inner" and node.raw.get("Inner Unique") is not True
-        if again:
+        if side == "Inner":
             return _NEITHER if stops or inherited else _AGAIN
         return _OTHER_SIDE if stops else inherited
     return inherited
@@ -122,12 +123,29 @@ def _reached(limit: Node, child: Node) -> bool:
     return rows >= estimate or estimate == max(1, round(below * 0.1))
 
 
-def _empty_hash(join: Node) -> bool:
-    return any(child.relationship == "Inner" and number(child.raw, "Actual Rows") == 0 for child in join.children)
+def _ends_with_empty_hash(join: Node) -> bool:
+    """Whether nothing can match; a join that gives unmatched outer rows reads them all the same."""
+    empty = any(child.relationship == "Inner" and number(child.raw, "Actual Rows") == 0 for child in join.children)
+    return empty and join.raw.get("Join Type") not in ("Left", "Full", "Anti")
 
 
-def _one_match(join: Node) -> bool:
-    return join.raw.get("Join Type") in ("Semi", "Anti") or join.raw.get("Inner Unique") is True
+def _one_match(join: Node, inner: Node) -> bool:
+    """Whether a Nested Loop may leave its inner side at the first match of each outer row.
+
+    It does in a semi or anti join, and where a match is known to be the only one. That is `Inner Unique`, which TEXT
+    prints with VERBOSE only, so it is told from what all formats have: no outer row gave more than one. A scan by the
+    key of the outer row gives its matches and nothing else, so stopping it early cuts nothing off.
+    """
+    if join.raw.get("Join Type") in ("Semi", "Anti"):
+        return True
+    outer = next((child for child in join.children if child.relationship == "Outer"), None)
+    rows, given = _all_rows(join), _all_rows(outer) if outer else None
+    return inner.type not in _BY_KEY and rows is not None and given is not None and rows <= given
+
+
+def _all_rows(node: Node) -> float | None:
+    rows = number(node.raw, "Actual Rows")
+    return None if rows is None or node.loops is None else rows * node.loops
 
 
 def _may_be_decided_early(user: Node, subplan: Node) -> bool:
@@ -151,6 +169,8 @@ def _of_its_own(node: Node) -> Caveat | None:
         return _NO_ROWS
     if "One-Time Filter" in node.raw and rows == 0:
         return _GATED
+    if node.type == "WindowAgg" and "Run Condition" in node.raw:
+        return _RUN_CONDITION
     if node.type == "Bitmap Index Scan" and rows and node.parent is not None:
         heap = next((above for above in node.ancestors() if above.type not in BITMAP_PARTS), node.parent)
         lossy, exact = whole(heap.raw, "Lossy Heap Blocks"), whole(heap.raw, "Exact Heap Blocks")
@@ -169,11 +189,13 @@ def q_error(node: Node, caveat: Caveat | None) -> float | None:
     if estimate is None or actual is None or not node.loops:
         return None
     estimate, actual = max(1.0, estimate), max(1.0, actual)
+    if estimate == actual:
+        return 1.0
     bound = caveat.bound if caveat else None
     if (
         bound is Bound.NOTHING
-        or (bound is Bound.AT_LEAST and actual <= estimate)
-        or (bound is Bound.AT_MOST and actual >= estimate)
+        or (bound is Bound.AT_LEAST and actual < estimate)
+        or (bound is Bound.AT_MOST and actual > estimate)
     ):
         return None
     return max(estimate / actual, actual / estimate)

@@ -40,7 +40,7 @@ def metrics(plans: Any) -> dict[str, Any]:
     - `inclusive`, `exclusive`: `{shared_hit: blocks, …}` of the keys that are known, I/O times and WAL among them;
       `shared_blocks`: hit + read, exclusive; `spent_in`: for an InitPlan or CTE the paths of the nodes whose time it is
     - `rows_removed`: `{filter: {per_loop, total}, …}`, `rows_read`: rows it looked at in all loops, removed ones too
-    - `q_error`, `caveat` (why its rows say nothing, or little, of the estimate)
+    - `q_error`: how many times too high or too low the estimate is; `caveat`: why there is none
     - `spill`: null or `{cause, disk_kb, batches, temp_blocks}`
     - `heap_fetches`, `exact_heap_blocks`, `lossy_heap_blocks`, `index_searches`, `cache` (of a Memoize)
 
@@ -140,7 +140,7 @@ def _work(node: Node, caveat: Caveat | None) -> dict[str, Any]:
         "rows_removed": removed,
         "rows_read": None if rows is None else rows + sum(count["total"] or 0 for count in removed.values()),
         "q_error": None if error is None else round(error, 2),
-        "caveat": "never executed" if loops == 0 else caveat.reason if caveat else None,
+        "caveat": "never executed" if loops == 0 else caveat.reason if caveat and loops and error is None else None,
         "heap_fetches": whole(raw, "Heap Fetches"),
         # From 18 on each worker tells its own, before only the leader's are known.
         "exact_heap_blocks": _with_workers(raw, "Exact Heap Blocks"),

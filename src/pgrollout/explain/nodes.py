@@ -160,9 +160,9 @@ def without_literals(text: str) -> str:
     return _STRING.sub("''", text)
 
 
-def operation(node: Node) -> str:
-    """What the node does, in the words of EXPLAIN's text: `Parallel Hash Left Join`, `Partial HashAggregate`."""
-    raw, name = node.raw, node.type
+def operation(raw: Mapping[str, Any]) -> str:
+    """What a node does, in the words of EXPLAIN's text: `Parallel Hash Left Join`, `Partial HashAggregate`."""
+    name = str(raw["Node Type"])
     if name == "Aggregate":
         name = _AGGREGATES.get(raw.get("Strategy", ""), name)
     elif name == "SetOp":
@@ -188,9 +188,11 @@ def operation(node: Node) -> str:
 def relation(node: Node) -> str | None:
     """The table or index that is read or written, with its schema where the plan tells it."""
     name = node.raw.get("Relation Name")
-    if not isinstance(name, str):
-        return None
-    schema = node.raw.get("Schema")
+    return _qualified(node.raw, name) if isinstance(name, str) else None
+
+
+def _qualified(raw: Mapping[str, Any], name: str) -> str:
+    schema = raw.get("Schema")
     return f"{identifier(schema)}.{identifier(name)}" if isinstance(schema, str) else identifier(name)
 
 
@@ -198,7 +200,7 @@ def label(node: Node) -> str:
     """The node on one line: `Index Scan using orders_pkey on public.orders o`."""
     raw = node.raw
     index = raw.get("Index Name")
-    source = relation(node) or next((identifier(str(raw[key])) for key in _SOURCES if key in raw), None)
+    source = relation(node) or next((_qualified(raw, str(raw[key])) for key in _SOURCES if key in raw), None)
     alias = identifier(raw["Alias"]) if isinstance(raw.get("Alias"), str) else None
     if node.type == "Bitmap Index Scan":
         target = f" on {identifier(str(index))}" if index else ""
@@ -207,4 +209,4 @@ def label(node: Node) -> str:
         if source or alias:
             known = source is not None and alias in (None, source, source.rpartition(".")[2])
             target += f" on {source}" if known else f" on {' '.join(filter(None, (source, alias)))}"
-    return (operation(node) + target).replace("\n", "\\n")
+    return (operation(raw) + target).replace("\n", "\\n")
