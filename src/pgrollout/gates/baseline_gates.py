@@ -21,7 +21,7 @@ NOISE_ERROR = 10  # an estimate that is no further off is good enough
 def shape(level: str, taken: Sample, before: Sample, _same_major: bool) -> Verdict:
     if level == "ignore":
         return Verdict("pass")
-    now, then = fingerprint([taken.plan], level), fingerprint([before.plan], level)
+    now, then = fingerprint([taken.plan])[level], fingerprint([before.plan])[level]
     if now["hash"] == then["hash"]:
         return Verdict("pass", now["hash"], then["hash"])
     changes = compare([before.plan], [taken.plan])["lines"]
