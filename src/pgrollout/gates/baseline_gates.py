@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from pgrollout.explain.compare import compare
+from pgrollout.explain.compare import STRUCTURE, compare, lines
 from pgrollout.explain.fingerprint import fingerprint
 from pgrollout.gates.plan_gates import Sample
 from pgrollout.gates.verdict import Verdict, held_against, unknown
@@ -24,8 +24,8 @@ def shape(level: str, taken: Sample, before: Sample, _same_major: bool) -> Verdi
     now, then = fingerprint([taken.plan])[level], fingerprint([before.plan])[level]
     if now["hash"] == then["hash"]:
         return Verdict("pass", now["hash"], then["hash"])
-    changes = compare([before.plan], [taken.plan])["lines"]
-    reason = f"the plan is another one than before the first phase: {'; '.join(changes[:3])}"
+    changes = [each for each in compare([before.plan], [taken.plan])["changes"] if each["kind"] in STRUCTURE]
+    reason = f"the plan is another one than before the first phase: {'; '.join(lines(changes))}"
     return Verdict("fail", now["hash"], then["hash"], reason=reason)
 
 
