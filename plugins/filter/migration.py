@@ -39,6 +39,12 @@ FUNCTIONS = {
     "failed_build": "migration.show.failed_build",
     "leftover_queries": "migration.queries.leftover_queries",
     "stop_advice": "migration.show.stop_advice",
+    "gates_due": "gates.judge.due",
+    "gate_queries": "gates.queries.gate_queries",
+    "gates_measured": "gates.queries.gates_measured",
+    "gates_judged": "gates.judge.judged",
+    "gate_lines": "gates.show.gate_lines",
+    "gate_failures": "gates.show.gate_failures",
     "connection_remedy": "connection.connection_remedy",
 }
 

@@ -23,7 +23,9 @@ def measure(database: Database, *gates: dict[str, Any]) -> dict[str, Any]:
     with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
         for query in gate_queries(list(gates), "public"):
             cursor.execute(query)
-        return gates_measured([{"measured": cursor.fetchone()[0]}])
+        measured, baseline = cursor.fetchone()
+        found: dict[str, Any] = gates_measured([{"measured": measured, "baseline": baseline}])["measured"]
+        return found
 
 
 def judge(

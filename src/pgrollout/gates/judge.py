@@ -9,6 +9,7 @@ from typing import Any
 from pgrollout.gates import baseline_gates, plan_gates
 from pgrollout.gates.plan_gates import Sample, sample
 from pgrollout.gates.verdict import Verdict, amount, unknown
+from pgrollout.migration.validation import migrations_in
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNDEFINED = ("42703", "42P01", "42883", "42704")  # column, table, function, type
@@ -146,3 +147,14 @@ def _fits(waiver: dict[str, Any], result: dict[str, Any]) -> bool:
 
 def _result(gate: str, case: str, mode: str, verdict: Verdict) -> dict[str, Any]:
     return {"gate": gate, "case": case, "mode": mode, **verdict.as_dict()}
+
+
+def due(rollout: dict[str, Any], plan: dict[str, Any], states_wanted: list[str] | None = None) -> list[dict[str, Any]]:
+    """The gates of the migrations whose every step is in one of these states; satisfied where nothing is given."""
+    names = migrations_in(plan, set(states_wanted or ["satisfied"]))
+    return [gate for gate in rollout["gates"] if gate["migration"] in names]
+
+
+def judged(gates: list[dict[str, Any]], measured: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:
+    """{gate id: verdicts}"""
+    return {gate["id"]: verdicts(gate, measured[gate["id"]], baseline.get(gate["id"])) for gate in gates}

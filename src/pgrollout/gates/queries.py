@@ -12,8 +12,27 @@ from pgrollout.migration.text import literal
 _ASKED = ("id", "sql", "parameters", "cases", "relations", "plan_modes", "preconditions", "sampling")
 
 
-def gate_queries(gates: list[dict[str, Any]], search_path: str) -> list[str]:
-    """Statements for one session, each its own transaction; the last returns what gates_measured reads."""
+# The ledger may not be there: who only validates needs none.
+_BASELINE = """
+DO $pgrollout_baseline$
+DECLARE
+    found jsonb := '{}';
+BEGIN
+    IF to_regprocedure('pgrollout.gate_baseline()') IS NOT NULL THEN
+        found := pgrollout.gate_baseline();
+    END IF;
+    PERFORM set_config('pgrollout.gate_baseline', found::text, false);
+END
+$pgrollout_baseline$"""
+# What baselines need: one look, however slow the query still is.
+_ONCE = {"warmup": 0, "runs": 1, "timeout_ms": 5000}
+
+
+def gate_queries(gates: list[dict[str, Any]], search_path: str, run: int | None = None, moment: str = "") -> list[str]:
+    """Statements for one session, each its own transaction; the last returns what gates_measured reads.
+
+    With `run` and `moment` the ledger keeps what was found; as the `baseline` each query runs once.
+    """
     block = files("pgrollout.gates").joinpath("measure.sql").read_text(encoding="utf-8")
     queries = [
         f"SELECT set_config('search_path', {literal(identifier(search_path))}, false), "
@@ -21,17 +40,21 @@ def gate_queries(gates: list[dict[str, Any]], search_path: str) -> list[str]:
         "set_config('pgrollout.measured', '{}', false)"
     ]
     for gate in gates:
-        asked = json.dumps({key: gate[key] for key in _ASKED})
-        timeout = f"{int(gate['sampling']['timeout_ms'])}ms"
+        sampling = gate["sampling"] | (_ONCE if moment == "baseline" else {})
+        asked = json.dumps({key: gate[key] for key in _ASKED} | {"sampling": sampling})
+        timeout = f"{int(sampling['timeout_ms'])}ms"
         queries += [
             f"SELECT set_config('statement_timeout', '{timeout}', false), "
             f"set_config('pgrollout.gate', {literal(asked)}, false)",
             block,
         ]
-    return [*queries, "SELECT current_setting('pgrollout.measured') AS measured"]
+    measured = "current_setting('pgrollout.measured')"
+    if moment:
+        queries.append(f"SELECT pgrollout.keep_gates({int(run or 0)}, {literal(moment)}, {measured}::jsonb)")
+    answer = f"SELECT {measured} AS measured, current_setting('pgrollout.gate_baseline') AS baseline"
+    return [*queries, _BASELINE, answer]
 
 
 def gates_measured(rows: list[dict[str, str]]) -> dict[str, Any]:
-    """{gate id: {tables, settings, cases}} of the last statement's answer (see measure.sql)."""
-    found: dict[str, Any] = json.loads(rows[0]["measured"])
-    return found
+    """{measured, baseline}, each {gate id: {version, tables, settings, cases}} as measure.sql says."""
+    return {name: json.loads(rows[0][name]) for name in ("measured", "baseline")}
