@@ -105,9 +105,13 @@ BEGIN
 END
 $$;
 
+-- Only before the first step of a phase: what a half-applied one has made is no "before".
 CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p_max_bytes bigint) RETURNS void LANGUAGE sql AS $$
     INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests, statistics)
-    VALUES (p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pgrollout.statistics())
+    SELECT p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pgrollout.statistics()
+    -- A step of the way back stays done; it is no step of the phase.
+    WHERE NOT EXISTS (SELECT FROM pgrollout.step
+                      WHERE phase = p_phase AND state NOT IN ('rolled_back', 'held') AND step_id NOT LIKE '% (rollback)')
     ON CONFLICT (phase) DO UPDATE
     SET run_id = excluded.run_id, taken_at = clock_timestamp(), fingerprint = excluded.fingerprint,
         digests = excluded.digests, statistics = excluded.statistics
