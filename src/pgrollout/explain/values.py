@@ -113,6 +113,20 @@ LIST_KEYS = frozenset(
     )
 )
 
+# Names that their XML tag does not tell, because every character that a tag cannot hold becomes a hyphen.
+HYPHENATED = (
+    "Full-sort Groups",
+    "Pre-sorted Groups",
+    "One-Time Filter",
+    *OLD_IO_KEYS,
+    *TEMP_IO_KEYS,
+    *SPLIT_IO_KEYS,
+    "I/O Count",
+    "I/O Waits",
+    "Average I/O Size",
+    "Average I/Os In Progress",
+)
+
 NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 UNIT = re.compile(r" ?(?:kB|ms|b)$")
 # Properties that TEXT writes with a unit; other values that end in one are text (Citus writes "147 kB" as text).
@@ -141,3 +155,16 @@ def typed(key: str, text: str) -> str | int | float | bool:
         return text == "true"
     bare = UNIT.sub("", text) if key in UNIT_KEYS else text
     return number(bare) if NUMBER.fullmatch(bare) else text
+
+
+def tag_of_key(key: str) -> str:
+    """The XML tag of a property."""
+    return re.sub(r"[^A-Za-z0-9_.-]", "-", key)
+
+
+TAGS = {tag_of_key(key): key for key in HYPHENATED}
+
+
+def key_of_tag(tag: str) -> str:
+    """The property of an XML tag."""
+    return TAGS.get(tag) or tag.replace("-", " ")
