@@ -9,6 +9,18 @@ from pgrollout.explain.values import BUFFER_KEYS, OLD_IO_KEYS, SPLIT_IO_KEYS, TE
 
 Tree = dict[str, Any]
 
+IO_KEYS = (*OLD_IO_KEYS, *TEMP_IO_KEYS, *SPLIT_IO_KEYS)
+# Properties that 16 did not have yet.
+SINCE_17 = (
+    "Local I/O Read Time",
+    "Local I/O Write Time",
+    "Memory Used",
+    "Disabled",
+    "Index Searches",
+    "Storage",
+    "Window",
+    "WAL Buffers Full",
+)
 LATER_WAL_KEYS = ("WAL FPI Bytes", "WAL Buffers Full")
 REMOVED_BY = {
     "Filter": "Rows Removed by Filter",
@@ -24,21 +36,24 @@ MEMBERS = frozenset((*APPENDS, "BitmapAnd", "BitmapOr"))
 def fill(document: Tree) -> Tree:
     """The document with what is known to be zero, and with each node's relationship to its parent."""
     found = list(nodes(document["Plan"]))
-    told = {key for node in found for key in node}
-    told |= {key for node in found for worker in node.get("Workers", ()) for key in worker}
+    workers = [worker for node in found for worker in node.get("Workers", ())]
     groups = [document[name] for name in ("Planning", "Serialization") if name in document]
-    told |= {key for group in groups for key in group}
-    usage = _usage(told)
+    told = {key for properties in (*found, *workers, *groups) for key in properties}
+    since_17 = _is_17(document, found, told)
+    if not since_17:
+        for properties in (*found, *workers, *groups):
+            _rename_io(properties)
+    usage = _usage(told, since_17)
     verbose = "Output" in told
     for node in found:
         _relate(node)
         _usual(node, verbose)
-        for worker in node.get("Workers", ()):
-            if "Actual Loops" in worker:
-                _default(worker, usage)
         if "Actual Loops" in node:
             _default(node, usage)
             _measured(node, timed="Actual Total Time" in told)
+    for worker in workers:
+        if "Actual Loops" in worker:
+            _default(worker, usage)
     for group in groups:
         _default(group, {key: zero for key, zero in usage.items() if not key.startswith("WAL")})
     if "Actual Loops" in document["Plan"]:
@@ -55,15 +70,32 @@ def nodes(plan: Tree) -> Iterator[Tree]:
         waiting.extend(reversed(node.get("Plans", ())))
 
 
-def _usage(told: set[str]) -> Tree:
+def _is_17(document: Tree, found: list[Tree], told: set[str]) -> bool:
+    """Whether something shows that 17 or later wrote this."""
+    return (
+        "Serialization" in document
+        or not told.isdisjoint(SINCE_17)
+        or any(isinstance(node.get("Actual Rows"), float) for node in found)
+        or isinstance(document.get("JIT", {}).get("Timing", {}).get("Generation"), dict)
+    )
+
+
+def _rename_io(properties: Tree) -> None:
+    """`shared` is shared and local together in 15 and 16; where a later version wrote it local is zero, or told."""
+    for what in ("Read", "Write"):
+        if (time := properties.pop(f"Shared I/O {what} Time", None)) is not None:
+            properties[f"I/O {what} Time"] = time
+
+
+def _usage(told: set[str], since_17: bool) -> Tree:
     """Buffers, I/O times and WAL as zeros, as far as one line of the document shows that they were counted."""
     usage: Tree = {}
-    if not told.isdisjoint((*BUFFER_KEYS, *OLD_IO_KEYS, *TEMP_IO_KEYS, *SPLIT_IO_KEYS)):
+    temporary, timed = not told.isdisjoint(TEMP_IO_KEYS), not told.isdisjoint(IO_KEYS)
+    if timed or not told.isdisjoint(BUFFER_KEYS):
         usage |= dict.fromkeys(BUFFER_KEYS, 0)
-    for keys in ((*SPLIT_IO_KEYS, *TEMP_IO_KEYS), OLD_IO_KEYS):
-        if not told.isdisjoint(set(keys) - set(TEMP_IO_KEYS)):
-            usage |= dict.fromkeys(keys, 0.0)
-    if not told.isdisjoint(TEMP_IO_KEYS):
+    if timed:
+        usage |= dict.fromkeys(SPLIT_IO_KEYS if since_17 else OLD_IO_KEYS, 0.0)
+    if temporary or not told.isdisjoint(SPLIT_IO_KEYS):  # until 14 there was neither
         usage |= dict.fromkeys(TEMP_IO_KEYS, 0.0)
     if not told.isdisjoint(WAL_KEYS):
         usage |= dict.fromkeys((*WAL_KEYS, *(key for key in LATER_WAL_KEYS if key in told)), 0)
@@ -102,8 +134,13 @@ def _measured(node: Tree, timed: bool) -> None:
         _default(node, {"Exact Heap Blocks": 0, "Lossy Heap Blocks": 0})
     elif kind == "ModifyTable" and node["Operation"] == "Merge":
         _default(node, {f"Tuples {what}": 0 for what in ("Inserted", "Updated", "Deleted", "Skipped")})
-    elif kind == "Aggregate" and "HashAgg Batches" in node and "Total Cost" in node:
+    elif kind == "Aggregate" and "Total Cost" in node and any("HashAgg Batches" in part for part in _parts(node)):
         node.setdefault("Planned Partitions", 0)
+
+
+def _parts(node: Tree) -> tuple[Tree, ...]:
+    """A node and its workers."""
+    return (node, *node.get("Workers", ()))
 
 
 def _relate(node: Tree) -> None:

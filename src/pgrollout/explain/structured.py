@@ -1,17 +1,15 @@
-"""Plans in JSON, YAML and XML, each in the shape of EXPLAIN (FORMAT JSON)."""
+"""Plans in JSON and YAML."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
 from typing import Any
-from xml.etree import ElementTree
 
 import yaml
 
 from pgrollout.errors import RolloutError
 from pgrollout.explain.lines import Line
-from pgrollout.explain.values import LIST_KEYS, key_of_tag, typed
+from pgrollout.explain.values import LIST_KEYS
 
 # With libyaml where PyYAML has it: ten times as fast.
 SafeLoader: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
@@ -24,10 +22,14 @@ class Loader(SafeLoader):  # type: ignore[misc]
 
 
 def _mapping(loader: Any, node: yaml.MappingNode) -> dict[Any, Any]:
-    pairs = [(loader.construct_object(key, deep=True), loader.construct_object(value, deep=True))
-             for key, value in node.value]
-    if not all(isinstance(key, Hashable) for key, _ in pairs):
-        raise yaml.constructor.ConstructorError(None, None, "a key is no text", node.start_mark)
+    pairs = []
+    for key_node, value_node in node.value:
+        key, value = (loader.construct_object(part, deep=True) for part in (key_node, value_node))
+        if not isinstance(key, str):
+            raise yaml.constructor.ConstructorError(None, None, "a name is no text", key_node.start_mark)
+        if value is None:  # an empty list, or no settings
+            value = [] if key in LIST_KEYS else {}
+        pairs.append((key, value))
     return merged(pairs)
 
 
@@ -87,41 +89,3 @@ def read_yaml(lines: list[Line]) -> list[Any]:
         ) from None
     except (yaml.YAMLError, RecursionError, ValueError, AttributeError, TypeError):
         raise RolloutError(f"The YAML from line {lines[0].number} on cannot be read as a plan.") from None
-
-
-def read_xml(lines: list[Line]) -> list[Any]:
-    """The statements of an <explain> element; one of auto_explain holds its plan without a <Query> around it."""
-    text = "\n".join(line.text for line in lines)
-    if "<!" in text:
-        raise RolloutError(f"The XML from line {lines[0].number} on has a declaration, which no plan has.")
-    try:
-        explain = ElementTree.fromstring(text)
-        queries = [child for child in explain if _tag(child) == "Query"]
-        return [_element("Query", query) for query in queries or [explain]]
-    except ElementTree.ParseError as error:
-        number = lines[min(error.position[0], len(lines)) - 1].number
-        raise RolloutError(
-            f"Line {number} is no XML ({error}); give all of the output of EXPLAIN (FORMAT XML)."
-        ) from None
-    except (RecursionError, ValueError):
-        raise RolloutError(f"The XML from line {lines[0].number} on {DEEP}.") from None
-
-
-def _tag(element: ElementTree.Element) -> str:
-    return element.tag.rpartition("}")[2]
-
-
-def _element(key: str, element: ElementTree.Element) -> Any:
-    """The value of an element: XML has neither types nor lists, so its name and its children's tell what it is."""
-    children = [(key_of_tag(_tag(child)), child) for child in element]
-    if not children:
-        text = element.text or ""
-        return [] if key in LIST_KEYS else {} if key == "Settings" and not text.strip() else typed(key, text)
-    if key == "Settings":
-        return {_tag(child): child.text or "" for child in element}
-    if all(name == "Item" for name, _ in children):
-        return [child.text or "" for _, child in children]
-    values = [(name, _element(name, child)) for name, child in children]
-    if key in LIST_KEYS:
-        return [value for _, value in values]
-    return merged(values)

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pgrollout.explain.values import BUFFER_KEYS, LIST_KEYS, OLD_IO_KEYS, TEMP_IO_KEYS, number, typed
+from pgrollout.explain.values import BUFFER_KEYS, LIST_KEYS, number, typed
 
 Properties = dict[str, Any]
 
-COUNTER = re.compile(r"(shared/local|shared|local|temp)|(hit|read|dirtied|written|write)=([0-9.]+)")
+COUNTER = re.compile(r"(shared|local|temp)|(hit|read|dirtied|written|write)=([0-9.]+)")
 WAL_COUNTERS = {
     "records": "WAL Records",
     "fpi": "WAL FPI",
@@ -115,13 +115,8 @@ def buffers(value: str) -> Properties | None:
 
 
 def io_timings(value: str) -> Properties | None:
-    """`read=0.1` (until 14), `shared/local read=0.1, temp write=0.2` (15, 16), `shared read=0.1` (17 and later)."""
-    old = "shared/local" in value or not re.search(r"shared|local|temp", value)
-    keys = OLD_IO_KEYS if old else ()
-    zeros: Properties = dict.fromkeys((*keys, *(TEMP_IO_KEYS if "shared/local" in value else ())), 0.0)
-    return _scoped(
-        value, zeros, lambda scope, what: f"I/O {what} Time" if old and scope != "Temp" else f"{scope} I/O {what} Time"
-    )
+    """`read=0.1` (until 14) or `shared read=0.1, temp write=0.2`, with the names of 17 (`fill` knows better)."""
+    return _scoped(value, {}, lambda scope, what: f"{scope} I/O {what} Time".lstrip())
 
 
 def _scoped(value: str, zeros: Properties, key: Callable[[str, str], str]) -> Properties | None:
