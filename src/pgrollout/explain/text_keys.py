@@ -61,10 +61,11 @@ SORT_SPACE = re.compile(r"Average (Memory|Disk): ([0-9]+)kB\s+Peak (?:Memory|Dis
 JIT_TIME = re.compile(r"(Generation|Deform|Inlining|Optimization|Emission|Total) ([0-9.]+) ms")
 JIT_OPTION = re.compile(r"(\w+) (true|false)")
 TRIGGER = re.compile(
-    r"Trigger(?: (?!for constraint )(.+?))?(?: for constraint (.+?))?(?: on (.+?))?: (?:time=([0-9.]+) )?calls=([0-9]+)",
+    r"Trigger(?: (?!for constraint )(.+?))?(?: for constraint (.+?))?(?: on (.+?))?"
+    r": (?:time=([0-9.]+) )?calls=([0-9]+)",
     re.DOTALL,
 )
-SETTING = re.compile(r"([A-Za-z_][\w.$]*) = (?:'(.*?)'|NULL)(?=, [A-Za-z_][\w.$]* = |$)", re.DOTALL)
+SETTING = re.compile(r"([A-Za-z_][\w.$]*) = '(.*?)'(?=, [A-Za-z_][\w.$]* = |$)", re.DOTALL)
 # No such line of PostgreSQL is longer; some of the patterns above take the square of the length.
 LONGEST_VALUE = 10_000
 PUNCTUATION = re.compile(r"['\"(\[)\]]|, ")
@@ -235,7 +236,7 @@ def jit_timing(value: str) -> Properties | None:
 
 
 def settings(value: str) -> Properties | None:
-    found = {name: setting for name, setting in SETTING.findall(value)}
+    found = dict(SETTING.findall(value))
     return {"Settings": found} if found else None
 
 

@@ -1,0 +1,172 @@
+"""What terminals, editors and logs put around a plan: borders, headings, quotes, wrapped lines, log line prefixes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+
+from pgrollout.explain.lines import Line
+
+HEADING = "QUERY PLAN"
+BORDERS = "|│║╎┃"
+# The lines that psql and others draw: -----, ----+, ╔════╗
+RULE = re.compile(r"\s*[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*[-─━═]{3,}[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*\s*")
+# (12 rows), (12 Zeilen), (12 行): in the language of the client
+ROW_COUNT = re.compile(r"\s*\([0-9]+ ?[^()=:]{1,40}\)\s*")
+RECORD = re.compile(r"[-*─═ ]*\[? ?\w+ [0-9]+ ?\]?[-*─═┬+|─]*\s*")
+EXPANDED = re.compile(rf"{HEADING} ?[{BORDERS}] ?(.*)", re.DOTALL)
+TIMING = re.compile(r"\s*\w+ ?: [0-9.,]+ ms\b.*")  # psql's \timing, below the row count
+
+PLAN_LOGGED = re.compile(r"duration: [0-9.]+ ms +plan:\s*$")
+LOG_LINE = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}[ T][0-9]{2}:[0-9]{2}:[0-9]{2}")
+
+
+def numbered(text: str) -> list[Line]:
+    """The lines of a text, without the line ends of Windows and without the blanks of web pages."""
+    rows = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n").split("\n")
+    return [Line(number, _indented(row)) for number, row in enumerate(rows, 1)]
+
+
+def _indented(row: str) -> str:
+    """The line with ordinary blanks where a web page has non-breaking ones: before it and before what is measured."""
+    if "\u00a0" not in row:
+        return row
+    bare = row.lstrip("\u00a0 \t")
+    head = row[: len(row) - len(bare)].replace("\u00a0", " ")
+    return head + re.sub(r"[\u00a0 ]+(?=\((?:cost|actual|never))|(?<=->)[\u00a0 ]+", "  ", bare)
+
+
+def log_entries(lines: list[Line]) -> Iterator[list[Line]]:
+    """The plans of auto_explain in a server log, each as its lines without prefix and indentation."""
+    starts = [index for index, line in enumerate(lines) if PLAN_LOGGED.search(line.text)]
+    for start, end in pairwise([*starts, len(lines)]):
+        body = lines[start + 1 : end]
+        first = next((line.text for line in body if line.text.strip()), "")
+        indent = first[: len(first) - len(first.lstrip())]
+        yield list(_entry(body, indent))
+
+
+def _entry(body: list[Line], indent: str) -> Iterator[Line]:
+    """The lines of one entry: the server begins each further one with a tab, a client that shows notices does not."""
+    for line in body:
+        if indent and line.text.startswith(indent):
+            yield Line(line.number, line.text.removeprefix(indent))
+        elif (indent and line.text.strip()) or LOG_LINE.match(line.text):
+            return
+        else:
+            yield line
+
+
+def unframed(lines: list[Line]) -> list[Line]:
+    """The plan without what was drawn around it; what stands before a heading or behind a row count is left out."""
+    headings = [index for index in range(len(lines)) if _is_heading(lines, index)]
+    if not headings:
+        return _bare(lines)
+    return [line for start, end in pairwise([*headings, len(lines)]) for line in _bare(lines[start + 1 : end])]
+
+
+def _is_heading(lines: list[Line], index: int) -> bool:
+    """Whether a line is the name of the column: the first line of all, or one with a drawn line below or above it."""
+    text = lines[index].text
+    if HEADING not in text or text.strip(f'{BORDERS}" \t+↵') != HEADING:
+        return False
+    below = lines[index + 1].text if index + 1 < len(lines) else ""
+    above = lines[index - 1].text if index else ""
+    return bool(RULE.fullmatch(below) or RULE.fullmatch(above) or not any(line.text.strip() for line in lines[:index]))
+
+
+def _bare(lines: list[Line]) -> list[Line]:
+    """The rows of one frame."""
+    rows = _rows(lines)
+    rows = _without_quotes(rows)
+    rows = _expanded(rows)
+    rows = _without_borders(rows)
+    return _joined(rows)
+
+
+def _rows(lines: list[Line]) -> list[Line]:
+    """The lines between the drawn ones, up to the last row count."""
+    counts = [index for index, line in enumerate(lines) if ROW_COUNT.fullmatch(line.text) and _is_last(lines, index)]
+    end = counts[-1] if counts else len(lines)
+    rows = lines[:end]
+    while rows and (not rows[0].text.strip() or _is_rule(rows[0])):
+        rows = rows[1:]
+    while rows and (not rows[-1].text.strip() or _is_rule(rows[-1])):
+        rows = rows[:-1]
+    return rows
+
+
+def _is_rule(line: Line) -> bool:
+    return bool(RULE.fullmatch(line.text))
+
+
+def _is_last(lines: list[Line], index: int) -> bool:
+    """Whether a row count is one: behind it comes nothing, or psql's timing, or a prompt after a blank line."""
+    behind = lines[index + 1].text if index + 1 < len(lines) else ""
+    return not behind.strip() or bool(TIMING.fullmatch(behind))
+
+
+def _without_quotes(rows: list[Line]) -> list[Line]:
+    """The rows of a copy as CSV (pgAdmin, psql --csv), where all of them or the ones with a comma are quoted."""
+    if not rows or not rows[0].text.startswith('"'):
+        quoted = [row for row in rows if row.text.startswith('"') and row.text.rstrip(",;").endswith('"')]
+        if not quoted or any(row.text.startswith(" ") and '"' in row.text for row in rows):
+            return rows
+    found: list[Line] = []
+    inside = False
+    for number, text in rows:
+        begins = not inside and text.startswith('"')
+        if not (inside or begins):
+            found.append(Line(number, text))
+            continue
+        inside = (text.count('"') % 2 == 1) != inside
+        text = text[1:] if begins else text
+        text = text if inside else text.rstrip(",; \t").removesuffix('"')
+        found.append(Line(number, text.replace('""', '"')))
+    return found
+
+
+def _expanded(rows: list[Line]) -> list[Line]:
+    r"""The rows of psql's expanded display (\x): each has its record line and the column's name before it."""
+    if not any(EXPANDED.match(row.text) for row in rows):
+        return rows
+    kept = [row for row in rows if not RECORD.fullmatch(row.text) or EXPANDED.match(row.text)]
+    matches = [(row, EXPANDED.match(row.text)) for row in kept]
+    margin = re.compile(rf" {{0,{len(HEADING) + 1}}}[{BORDERS}] ?")
+    return [Line(row.number, match[1] if match else margin.sub("", row.text, count=1)) for row, match in matches]
+
+
+def _without_borders(rows: list[Line]) -> list[Line]:
+    """The rows without what every one of them has on its left and on its right."""
+    texts = [row.text for row in rows if row.text.strip()]
+    if texts and all(text.lstrip()[0] in BORDERS for text in texts):
+        rows = [Line(number, text.lstrip()[1:]) for number, text in rows]
+    if texts and all(text.rstrip()[-1] in BORDERS for text in texts):
+        rows = [Line(number, text.rstrip()[:-1].rstrip()) for number, text in rows]
+    if texts and all(row.text[:1] in (" ", ".", "…", "") for row in rows):
+        rows = [_without_margin(row) for row in rows]
+    return rows
+
+
+def _without_margin(row: Line) -> Line:
+    """psql's column begins with a blank, or with the mark of a line that it wrapped."""
+    return row if row.text[:1] in (".", "…") else Line(row.number, row.text[1:])
+
+
+def _joined(rows: list[Line]) -> list[Line]:
+    """Rows that psql wrapped (`.` or `…` on both sides) as one, and without the mark of a line break in a value."""
+    found: list[Line] = []
+    for row in rows:
+        if found and row.text[:1] in (".", "…") and found[-1].text.endswith(row.text[0]):
+            found[-1] = Line(found[-1].number, found[-1].text[:-1] + row.text[1:])
+        else:
+            found.append(Line(row.number, row.text))
+    for mark in ("+", "↵"):
+        if len(found) > 1 and _all_end(found[:-1], mark):
+            return [Line(row.number, row.text.rstrip().removesuffix(mark).rstrip()) for row in found]
+    return found
+
+
+def _all_end(rows: Iterable[Line], mark: str) -> bool:
+    return all(row.text.rstrip().endswith(mark) for row in rows)

@@ -1,0 +1,45 @@
+"""Plans captured from real servers, and where two readings of one execution differ."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+CORPUS = Path(__file__).resolve().parents[1] / "data" / "explain" / "live_dev.jsonl.gz"
+
+
+@cache
+def corpus() -> tuple[dict[str, Any], ...]:
+    """Captures: id, pg, kind, query, options, texts{format: text}, and of a pair: pair_format, pair.
+
+    `kind`: pair is TEXT and, in `pair`, what auto_explain said of the same execution; plain4 the formats of one
+    statement without ANALYZE; single one format with ANALYZE.
+    """
+    with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
+        return tuple(json.loads(line) for line in lines)
+
+
+def differences(server: Any, text: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Each path where the two differ, with both values; what one of them lacks is ABSENT."""
+    if isinstance(server, dict) and isinstance(text, dict):
+        for key in server.keys() | text.keys():
+            yield from differences(server.get(key, ABSENT), text.get(key, ABSENT), f"{path}/{key}")
+    elif isinstance(server, list) and isinstance(text, list) and len(server) == len(text):
+        for index, (one, other) in enumerate(zip(server, text, strict=True)):
+            yield from differences(one, other, f"{path}[{index}]")
+    elif server != text or isinstance(server, bool) != isinstance(text, bool):
+        yield path, server, text
+
+
+class Absent:
+    """A value that one of the two does not have."""
+
+    def __repr__(self) -> str:
+        return "absent"
+
+
+ABSENT = Absent()
