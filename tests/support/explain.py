@@ -6,10 +6,13 @@ import gzip
 import json
 from collections.abc import Iterator
 from functools import cache
-from pathlib import Path
+from pathlib import Path as File
 from typing import Any
 
-CORPUS = Path(__file__).resolve().parents[1] / "data" / "explain" / "live_dev.jsonl.gz"
+CORPUS = File(__file__).resolve().parents[1] / "data" / "explain" / "live_dev.jsonl.gz"
+
+Path = tuple[str | int, ...]
+Difference = tuple[Path, Any, Any]
 
 
 @cache
@@ -23,14 +26,14 @@ def corpus() -> tuple[dict[str, Any], ...]:
         return tuple(json.loads(line) for line in lines)
 
 
-def differences(server: Any, text: Any, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+def differences(server: Any, text: Any, path: Path = ()) -> Iterator[Difference]:
     """Each path where the two differ, with both values; what one of them lacks is ABSENT."""
     if isinstance(server, dict) and isinstance(text, dict):
         for key in server.keys() | text.keys():
-            yield from differences(server.get(key, ABSENT), text.get(key, ABSENT), f"{path}/{key}")
+            yield from differences(server.get(key, ABSENT), text.get(key, ABSENT), (*path, key))
     elif isinstance(server, list) and isinstance(text, list) and len(server) == len(text):
         for index, (one, other) in enumerate(zip(server, text, strict=True)):
-            yield from differences(one, other, f"{path}[{index}]")
+            yield from differences(one, other, (*path, index))
     elif server != text or isinstance(server, bool) != isinstance(text, bool):
         yield path, server, text
 
