@@ -39,7 +39,7 @@ def _indented(row: str) -> str:
 
 def log_entries(lines: list[Line]) -> Iterator[list[Line]]:
     """The plans of auto_explain in a server log, each as its lines without prefix and indentation."""
-    starts = [index for index, line in enumerate(lines) if PLAN_LOGGED.search(line.text)]
+    starts = [index for index, line in enumerate(lines) if "plan:" in line.text and PLAN_LOGGED.search(line.text)]
     for start, end in pairwise([*starts, len(lines)]):
         body = lines[start + 1 : end]
         first = next((line.text for line in body if line.text.strip()), "")
@@ -87,12 +87,14 @@ def _bare(lines: list[Line]) -> list[Line]:
 
 def _rows(lines: list[Line]) -> list[Line]:
     """The lines between the drawn ones, up to the last row count."""
-    counts = [index for index, line in enumerate(lines) if ROW_COUNT.fullmatch(line.text) and _is_last(lines, index)]
-    end = counts[-1] if counts else len(lines)
-    rows = lines[:end]
+    rows = lines
+    for index in range(len(lines) - 1, -1, -1):
+        if ROW_COUNT.fullmatch(lines[index].text) and _is_last(lines, index):
+            rows = lines[:index]
+            break
     while rows and (not rows[0].text.strip() or _is_rule(rows[0])):
         rows = rows[1:]
-    while rows and (not rows[-1].text.strip() or _is_rule(rows[-1])):
+    while rows and (not rows[-1].text.strip() or _is_rule(rows[-1]) or TIMING.fullmatch(rows[-1].text)):
         rows = rows[:-1]
     return rows
 

@@ -38,12 +38,14 @@ def logical(lines: list[Line]) -> Iterator[Line]:
     """One line for each line that PostgreSQL printed; blank ones are left out. Raises where a quote never closes."""
     waiting = iter(lines)
     for line in waiting:
-        if not line.text.strip():
+        text = line.text
+        if not text or text.isspace():
             continue
-        if BARE.match(line.text.lstrip()):
+        quoted = "'" in text or '"' in text
+        if (not quoted and text.count("(") == text.count(")")) or BARE.match(text.lstrip()):
             yield line
-            continue
-        yield _unwrapped(_closed(line, waiting), waiting)
+        else:
+            yield _unwrapped(_closed(line, waiting), waiting)
 
 
 def open_quote(text: str, quote: str = "") -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,15 +15,17 @@ from pgrollout.explain.values import typed
 
 Properties = dict[str, Any]
 
-HEADER = re.compile(r"(InitPlan|SubPlan|CTE) (?!Scan on )(.+)", re.DOTALL)
+HEADERS = ("InitPlan ", "SubPlan ", "CTE ")
 WORKER = re.compile(r"Worker ([0-9]+): +(.*)", re.DOTALL)
-PROPERTY = re.compile(r"([A-Z][^:'\"]{0,80}):(?: (.*))?", re.DOTALL)
+NAME = re.compile(r"[A-Za-z][^'\"\n]{0,80}")
 TARGET_TABLE = re.compile(r"(?:Foreign )?(?:Insert|Update|Delete|Merge) on (.+)", re.DOTALL)
 WORKER_JIT = re.compile(r"JIT for worker ([0-9]+)")
 # Properties of the statement. They stand at the root's column, but a paste may have lost the root's own indentation.
 SUMMARY = frozenset(
     ("Planning", "Planning Time", "Execution Time", "Settings", "Query Identifier", "Serialization", "Query Parameters")
 )
+MEASURED = ("Planning Time", "Execution Time", "Query Identifier")
+NARROWEST = 60  # terminal that somebody copies a plan from
 GROUPS = ("Planning", "JIT")
 GROUPING = "grouping lines"  # collected here until the node is whole
 NOTHING = ("Query rewrites to nothing", "Utility statements have no plan structure", "CREATE TABLE AS")
@@ -124,9 +127,8 @@ class Reader:
 
     def _detail(self, at: int, text: str) -> bool:
         """A line that tells something of what is open."""
-        match = PROPERTY.fullmatch(text)
-        key, value = match.groups() if match else (text, None)
-        if self._is_summary(at, key):
+        key, value = named(text)
+        if self._is_summary(at, key or text):
             at = next((frame.column + 1 for frame in reversed(self.open) if frame.kind == "document"), at)
         if not self._close(at):
             return False
@@ -136,13 +138,13 @@ class Reader:
         if above.kind == "advice":
             above.properties[above.name] = f"{above.properties[above.name]}\n{text}".lstrip()
             return True
-        if above.kind == "node" and (header := HEADER.fullmatch(text)):
-            relationship = "SubPlan" if header[1] == "SubPlan" else "InitPlan"
+        if text.startswith(HEADERS) and above.kind == "node":
+            relationship = "SubPlan" if text.startswith("SubPlan") else "InitPlan"
             self.open.append(Frame(at, "header", {"Parent Relationship": relationship, "Subplan Name": text}))
             return True
-        if worker := WORKER.fullmatch(text):
+        if text.startswith("Worker ") and (worker := WORKER.fullmatch(text)):
             return above.kind == "node" and self._worker(at, above.properties, int(worker[1]), worker[2])
-        if match is None:
+        if not key:
             return self._target(at, above, text)
         return self._property(at, above, key, value)
 
@@ -150,8 +152,8 @@ class Reader:
         """Whether a line tells of the statement: by its name wherever it stands, else by the root's column."""
         return key in SUMMARY or at <= self.root or (at <= self.root + 1 and key.startswith(("JIT", "Trigger ")))
 
-    def _property(self, at: int, above: Frame, key: str, value: str | None) -> bool:
-        if value is None:
+    def _property(self, at: int, above: Frame, key: str, value: str) -> bool:
+        if not value:
             return self._group(at, above.properties, key)
         into = above.properties
         if into.get("Node Type") == "Aggregate" and key in ("Hash Key", "Group Key", "Sort Key"):
@@ -183,8 +185,8 @@ class Reader:
         if found is not None:
             worker.update(found)
             return True
-        match = PROPERTY.fullmatch(rest)
-        return match is not None and self._property(at + 1, frame, match[1], match[2])
+        key, value = named(rest)
+        return bool(key) and self._property(at + 1, frame, key, value)
 
     def _target(self, at: int, above: Frame, text: str) -> bool:
         """`Update on part_1` below a ModifyTable: one of several tables that it changes."""
@@ -196,7 +198,7 @@ class Reader:
         self.open.append(Frame(at, "target", found))
         return True
 
-    def _summary(self, at: int, document: Properties, key: str, value: str | None, text: str) -> bool:
+    def _summary(self, at: int, document: Properties, key: str, value: str, text: str) -> bool:
         """A line below the plan that tells something of the whole statement."""
         if text.startswith("Trigger ") and (trigger := text_keys.trigger(text)):
             document.setdefault("Triggers", []).append(trigger)
@@ -216,14 +218,49 @@ class Reader:
         if key not in SUMMARY or not value:
             return False
         found = text_keys.settings(value) if key == "Settings" else {key: typed(key, value)}
-        document.update(found or {})
-        return found is not None
+        if found is None or (key in MEASURED and isinstance(found[key], str)):
+            return False
+        document.update(found)
+        return True
+
+
+def named(text: str) -> tuple[str, str]:
+    """Name and value of a property; no name where it is none."""
+    key, colon, value = text.partition(":")
+    if not colon or (value and value[0] != " ") or not NAME.fullmatch(key):
+        return "", ""
+    return key, value[1:]
+
+
+def unwrapped(lines: list[Line]) -> Iterator[Line]:
+    """Logical lines, with what a terminal wrapped to its left edge, where no line of a plan's own begins."""
+    before: Line | None = None
+    edge = 0
+    for line in logical(lines):
+        if before is None:
+            edge = column(line.text)
+        elif len(before.text) >= NARROWEST and column(line.text) <= edge and not _begins(line.text.strip()):
+            before = Line(before.number, before.text + line.text)
+            continue
+        else:
+            yield before
+        before = line
+    if before is not None:
+        yield before
+
+
+def _begins(text: str) -> bool:
+    """Whether a line at the left edge is a line of a plan, and not the rest of a wrapped one."""
+    key, _ = named(text)
+    if key in SUMMARY or key in GROUPS or key.endswith("Plan Advice") or text in NOTHING:
+        return True
+    return text.startswith(("->", "Trigger ")) or titles.node(text) is not None
 
 
 def read_text(lines: list[Line]) -> list[Properties]:
     """The documents of plans in TEXT, one a statement, in the shape of EXPLAIN (FORMAT JSON)."""
     reader = Reader()
-    for line in logical(lines):
+    for line in unwrapped(lines):
         reader.read(line)
     for document in (*reader.nested, *reader.documents):
         for node in nodes(document["Plan"]):

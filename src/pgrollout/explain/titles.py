@@ -73,6 +73,7 @@ SET_OPERATION = re.compile(r"(Hash)?SetOp (Intersect All|Intersect|Except All|Ex
 MODIFY = re.compile(r"(Insert|Update|Delete|Merge) on (.+)", re.DOTALL)
 FOREIGN_MODIFY = re.compile(r"Foreign (Insert|Update|Delete)(?: on (.+))?", re.DOTALL)
 CUSTOM = re.compile(r"Custom Scan \(([^)]*)\)(?: on (.+))?", re.DOTALL)
+UNKNOWN = re.compile(r"[A-Z][A-Za-z0-9_ -]{0,80}(?:\([^()=]{0,80}\))?")
 ON = re.compile(r"(.+?) on (.+)", re.DOTALL)
 
 
@@ -92,10 +93,7 @@ def node(line: str) -> dict[str, Any] | None:
 
 def arrow_node(line: str) -> dict[str, Any] | None:
     """As `node`; behind an arrow stands a node in any case, also one of a type nobody here has heard of."""
-    found = node(line)
-    if found is None and re.match(r"[A-Z]", line):
-        found = _unknown(line)
-    return found
+    return node(line) or _unknown(line)
 
 
 def worker(text: str) -> dict[str, Any] | None:
@@ -125,8 +123,8 @@ def known(title: str) -> dict[str, Any] | None:
     """Node Type and what else the title of a node says; None where no PostgreSQL knows such a node."""
     if title in PLAIN:
         return {"Node Type": title, "Operation": "Select"} if title == "Foreign Scan" else {"Node Type": title}
-    if title.startswith("Index"):
-        return _index_scan(title)
+    if found := _scan(title) or _index_scan(title):  # most nodes of a plan are scans
+        return found
     if match := AGGREGATE.fullmatch(title):
         partial, name = match.groups()
         return {"Node Type": "Aggregate", "Strategy": STRATEGIES[name], "Partial Mode": partial or "Simple"}
@@ -143,7 +141,7 @@ def known(title: str) -> dict[str, Any] | None:
     if match := CUSTOM.fullmatch(title):
         custom = {"Node Type": "Custom Scan", "Custom Plan Provider": match[1]}
         return _with_target(custom, target(match[2])) if match[2] else custom
-    return _scan(title)
+    return None
 
 
 def _measured(line: str) -> tuple[str, dict[str, Any]]:
@@ -172,8 +170,8 @@ def _actual(match: re.Match[str]) -> dict[str, Any]:
 
 def _index_scan(title: str) -> dict[str, Any] | None:
     kind = "Index Only Scan" if title.startswith("Index Only") else "Index Scan"
-    match = INDEX.fullmatch(title, len(kind))
-    if match is None or not title.startswith(kind):
+    match = INDEX.fullmatch(title, len(kind)) if title.startswith(kind) else None
+    if match is None:
         return None
     direction = "Backward" if match[1] else "Forward"
     properties = {"Node Type": kind, "Scan Direction": direction, "Index Name": unquoted(match[2])}
@@ -206,6 +204,6 @@ def _unknown(title: str) -> dict[str, Any] | None:
     """A node of a type that is not known here (a future one, an extension's)."""
     match = ON.fullmatch(title)
     found = target(match[2]) if match else None
-    if match and found:
+    if match and found and UNKNOWN.fullmatch(match[1]):
         return {"Node Type": match[1], **found}
-    return {"Node Type": title} if title else None
+    return {"Node Type": title} if UNKNOWN.fullmatch(title) else None
