@@ -62,7 +62,7 @@ class Reader:
         if text.startswith("->"):
             understood = self._arrow(at, text.removeprefix("->").lstrip())
         else:
-            root = titles.node(text) if not self.open or at <= self.root else None
+            root = titles.node(text) if not self.open or at <= self.root + 1 else None
             if root is not None:
                 self._begin(at, root)
             understood = root is not None or text in NOTHING or self._detail(at, text)
@@ -150,11 +150,11 @@ class Reader:
 
     def _is_summary(self, at: int, key: str) -> bool:
         """Whether a line tells of the statement: by its name wherever it stands, else by the root's column."""
-        return key in SUMMARY or at <= self.root or (at <= self.root + 1 and key.startswith(("JIT", "Trigger ")))
+        return key in SUMMARY or at <= self.root or key.startswith("Trigger ")
 
     def _property(self, at: int, above: Frame, key: str, value: str) -> bool:
         if not value:
-            return self._group(at, above.properties, key)
+            return self._group(at, above, key)
         into = above.properties
         if into.get("Node Type") == "Aggregate" and key in ("Hash Key", "Group Key", "Sort Key"):
             into.setdefault(GROUPING, []).append((key, [] if value == "()" else text_keys.split(value)))
@@ -167,14 +167,16 @@ class Reader:
         into.update(found or {})
         return found is not None
 
-    def _group(self, at: int, above: Properties, key: str) -> bool:
+    def _group(self, at: int, above: Frame, key: str) -> bool:
         """`JIT:`, whose properties follow, or a property without a value."""
-        if key == "JIT":
-            self.open.append(Frame(at, "group", above.setdefault("JIT", {})))
+        if key == "JIT":  # of a worker, else of the statement
+            owner = above.properties if above.kind == "worker" else self.open[0].properties
+            self.open.append(Frame(at, "group", owner.setdefault("JIT", {})))
         elif match := WORKER_JIT.fullmatch(key):  # 12 tells it below the node and not below the worker
-            self.open.append(Frame(at, "group", worker_of(above, int(match[1])).setdefault("JIT", {})))
+            worker = worker_of(above.properties, int(match[1]))
+            self.open.append(Frame(at, "group", worker.setdefault("JIT", {})))
         else:
-            above[key] = ""
+            above.properties[key] = ""
         return True
 
     def _worker(self, at: int, node: Properties, number: int, rest: str) -> bool:
@@ -239,7 +241,7 @@ def unwrapped(lines: list[Line]) -> Iterator[Line]:
     for line in logical(lines):
         if before is None:
             edge = column(line.text)
-        elif len(before.text) >= NARROWEST and column(line.text) <= edge and not _begins(line.text.strip()):
+        elif len(before.text) >= NARROWEST and column(line.text) <= edge + 1 and not _begins(line.text.strip()):
             before = Line(before.number, before.text + line.text)
             continue
         else:
