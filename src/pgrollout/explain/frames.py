@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from itertools import pairwise
 
 from pgrollout.explain.lines import Line
 
 HEADING = "QUERY PLAN"
+WRAPPED = (".", "…")  # psql's marks at both ends of a break
 BORDERS = "|│║╎┃"
 # The lines that psql and others draw: -----, ----+, ╔════╗
 RULE = re.compile(r"\s*[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*[-─━═]{3,}[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*\s*")
@@ -146,29 +147,25 @@ def _without_borders(rows: list[Line]) -> list[Line]:
         rows = [Line(number, text.lstrip()[1:]) for number, text in rows]
     if texts and all(text.rstrip()[-1] in BORDERS for text in texts):
         rows = [Line(number, text.rstrip()[:-1].rstrip()) for number, text in rows]
-    if texts and all(row.text[:1] in (" ", ".", "…", "") for row in rows):
-        rows = [_without_margin(row) for row in rows]
+    if texts and all(row.text[:1] in (" ", *WRAPPED, "") for row in rows):
+        rows = _without_margin(rows)
     return rows
 
 
-def _without_margin(row: Line) -> Line:
-    """psql's column begins with a blank, or with the mark of a line that it wrapped."""
-    return row if row.text[:1] in (".", "…") else Line(row.number, row.text[1:])
-
-
-def _joined(rows: list[Line]) -> list[Line]:
-    """Rows that psql wrapped (`.` or `…` on both sides) as one, and without the mark of a line break in a value."""
+def _without_margin(rows: list[Line]) -> list[Line]:
+    """psql begins each row with a blank, or with the mark of a row that it wrapped; the mark ends the row above too."""
     found: list[Line] = []
     for row in rows:
-        if found and row.text[:1] in (".", "…") and found[-1].text.endswith(row.text[0]):
+        if row.text[:1] in WRAPPED and found and found[-1].text.endswith(row.text[0]):
             found[-1] = Line(found[-1].number, found[-1].text[:-1] + row.text[1:])
         else:
-            found.append(Line(row.number, row.text))
-    for mark in ("+", "↵"):
-        if len(found) > 1 and _all_end(found[:-1], mark):
-            return [Line(row.number, row.text.rstrip().removesuffix(mark).rstrip()) for row in found]
+            found.append(Line(row.number, row.text[1:]))
     return found
 
 
-def _all_end(rows: Iterable[Line], mark: str) -> bool:
-    return all(row.text.rstrip().endswith(mark) for row in rows)
+def _joined(rows: list[Line]) -> list[Line]:
+    """Rows without the mark that each line but the last of a value has, where a value has several."""
+    for mark in ("+", "↵"):
+        if len(rows) > 1 and all(row.text.rstrip().endswith(mark) for row in rows[:-1]):
+            return [Line(row.number, row.text.rstrip().removesuffix(mark).rstrip()) for row in rows]
+    return rows

@@ -73,7 +73,7 @@ def _closed(line: Line, waiting: Iterator[Line]) -> Line:
         following = next(waiting, None)
         if following is None:
             raise RolloutError(
-                f"The {quote} that {shown(line)} opens is never closed, so the plan is not whole; "
+                f"The {quote} opened on {shown(line)} is never closed, so the plan is not whole; "
                 "give all of the output of EXPLAIN."
             )
         parts.append(following.text)
@@ -91,7 +91,7 @@ def _unwrapped(line: Line, waiting: Iterator[Line]) -> Line:
         following = next(waiting, None)
         if following is None:
             raise RolloutError(
-                f"The parenthesis that {shown(line)} opens is never closed, so the plan is not whole; "
+                f"The parenthesis opened on {shown(line)} is never closed, so the plan is not whole; "
                 "give all of the output of EXPLAIN."
             )
         following = _closed(following, waiting)

@@ -10,9 +10,9 @@ from typing import Any
 from pgrollout.errors import RolloutError
 from pgrollout.explain import titles
 from pgrollout.explain.frames import log_entries, numbered, unframed
-from pgrollout.explain.lines import Line, shown
+from pgrollout.explain.lines import Line, logical, shown
 from pgrollout.explain.structured import read_json, read_yaml
-from pgrollout.explain.text import NOTHING, read_text
+from pgrollout.explain.text import NOTHING, read_text, unwrapped
 from pgrollout.explain.xml import read_xml
 
 Document = dict[str, Any]
@@ -20,6 +20,7 @@ Document = dict[str, Any]
 WANTED = "Give what EXPLAIN printed: rows of postgresql_query, or its output in TEXT, JSON, YAML or XML."
 QUERY_TEXT = "Query Text: "
 YAML_START = re.compile(r'(?:- )?(?:Plan: *$|Query Text: ".*"$)')
+LONGEST_TITLE = 20  # lines
 MOST_STARTS = 10  # tries to find where a plan begins below SQL that looks like one
 
 
@@ -81,7 +82,7 @@ def _of_text(text: str) -> Iterator[Document]:
 
 def _of_lines(lines: list[Line]) -> Iterator[Document]:
     """The documents of a text without frames, in the format that its first line has."""
-    starts = ((index, kind) for index, line in enumerate(lines) if (kind := _format(line.text)))
+    starts = ((index, kind) for index in range(len(lines)) if (kind := _format(lines, index)))
     failed: RolloutError | None = None
     for index, kind in islice(starts, MOST_STARTS):
         try:
@@ -100,9 +101,9 @@ def _of_lines(lines: list[Line]) -> Iterator[Document]:
     raise RolloutError(f"A plan was expected, but {found}. {WANTED}")
 
 
-def _format(line: str) -> str:
-    """The format that a first line begins; empty for a line that begins no plan."""
-    text = line.strip()
+def _format(lines: list[Line], index: int) -> str:
+    """The format that a line begins; empty for one that begins no plan."""
+    text = lines[index].text.strip()
     if text.startswith(("[", "{")):
         return "json"
     if text.startswith(("<explain", "<?xml")):
@@ -111,7 +112,20 @@ def _format(line: str) -> str:
         return "yaml"
     if text.startswith(QUERY_TEXT):
         return "logged"
-    return "text" if not text.startswith("->") and titles.node(text) else ""
+    return "text" if not text.startswith("->") and _is_node(lines, index) else ""
+
+
+def _is_node(lines: list[Line], index: int) -> bool:
+    """Whether a line is the first one of a plan in TEXT; its names may hold line breaks, and a terminal may wrap it."""
+    head = lines[index : index + LONGEST_TITLE]
+    for whole in (logical, unwrapped):
+        try:
+            line = next(whole(head), None)
+        except RolloutError:
+            continue
+        if line is not None and titles.node(line.text.strip()) is not None:
+            return True
+    return False
 
 
 def _read(kind: str, lines: list[Line], index: int) -> list[Document]:
@@ -125,7 +139,7 @@ def _read(kind: str, lines: list[Line], index: int) -> list[Document]:
 
 def _logged(lines: list[Line], index: int) -> list[Document]:
     """TEXT of auto_explain: the query as it was sent, then its plan."""
-    starts = (at for at in range(index + 1, len(lines)) if _format(lines[at].text) == "text")
+    starts = (at for at in range(index + 1, len(lines)) if _format(lines, at) == "text")
     failed: RolloutError | None = None
     for at in islice(starts, MOST_STARTS):
         try:

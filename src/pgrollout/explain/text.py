@@ -68,7 +68,7 @@ class Reader:
             understood = root is not None or text in NOTHING or self._detail(at, text)
         if not understood:
             raise RolloutError(
-                f"{shown(line).capitalize()} is neither a node nor a property of a plan; "
+                f"L{shown(line)[1:]} is neither a node nor a property of a plan; "
                 "give the output of EXPLAIN and nothing else."
             )
 
@@ -129,7 +129,8 @@ class Reader:
         """A line that tells something of what is open."""
         key, value = named(text)
         if self._is_summary(at, key or text):
-            at = next((frame.column + 1 for frame in reversed(self.open) if frame.kind == "document"), at)
+            documents = (frame.column for frame in reversed(self.open) if frame.kind == "document")
+            at = next((left + 1 for left in documents if left < at), at)
         if not self._close(at):
             return False
         above = self.open[-1]
@@ -241,7 +242,7 @@ def unwrapped(lines: list[Line]) -> Iterator[Line]:
     for line in logical(lines):
         if before is None:
             edge = column(line.text)
-        elif len(before.text) >= NARROWEST and column(line.text) <= edge + 1 and not _begins(line.text.strip()):
+        elif len(before.text) >= NARROWEST and _is_rest(line.text, edge):
             before = Line(before.number, before.text + line.text)
             continue
         else:
@@ -251,12 +252,15 @@ def unwrapped(lines: list[Line]) -> Iterator[Line]:
         yield before
 
 
-def _begins(text: str) -> bool:
-    """Whether a line at the left edge is a line of a plan, and not the rest of a wrapped one."""
-    key, _ = named(text)
-    if key in SUMMARY or key in GROUPS or key.endswith("Plan Advice") or text in NOTHING:
+def _is_rest(text: str, edge: int) -> bool:
+    """Whether a line is the rest of a wrapped one: at the left edge, and no line that a plan has there."""
+    at, text = column(text), text.strip()
+    if text.startswith(("(cost=", "(actual ", "(never executed)")):
         return True
-    return text.startswith(("->", "Trigger ")) or titles.node(text) is not None
+    key, _ = named(text)
+    if at > edge + 1 or key in SUMMARY or key in GROUPS or key.endswith("Plan Advice") or text in NOTHING:
+        return False
+    return not text.startswith(("->", "Trigger ")) and titles.node(text) is None
 
 
 def read_text(lines: list[Line]) -> list[Properties]:

@@ -100,8 +100,8 @@ def web_page(text: str) -> str:
 
 
 def session(text: str) -> str:
-    sql = "hive=# EXPLAIN (ANALYZE)\nhive-# SELECT * FROM task\nhive-#  WHERE short_id = 'x' -- (see above\nhive-# LIMIT 1;\n"
-    return sql + aligned(text) + "\nhive=# \n"
+    sql = "hive=# EXPLAIN (ANALYZE)\nhive-# SELECT * FROM task\nhive-#  WHERE short_id = 'x' -- (see above\n"
+    return f"{sql}hive-# LIMIT 1;\n" + aligned(text) + "\nhive=# \n"
 
 
 def below_sql(text: str) -> str:
