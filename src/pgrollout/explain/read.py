@@ -117,6 +117,11 @@ def _format(lines: list[Line], index: int) -> str:
 
 def _is_node(lines: list[Line], index: int) -> bool:
     """Whether a line is the first one of a plan in TEXT; its names may hold line breaks, and a terminal may wrap it."""
+    text = lines[index].text.strip()
+    if titles.node(text) is not None:
+        return True
+    if text.partition(" ")[0] not in titles.FIRST_WORDS:
+        return False
     head = lines[index : index + LONGEST_TITLE]
     for whole in (logical, unwrapped):
         try:
@@ -159,7 +164,7 @@ def _check(document: Document) -> None:
     waiting = [document.get("Plan")]
     while waiting:
         node = waiting.pop()
-        if not isinstance(node, Mapping) or not isinstance(node.get("Node Type"), str):
+        if not isinstance(node, Mapping) or not isinstance(node.get("Node Type"), str) or not node["Node Type"]:
             raise RolloutError(f"A node of a plan was expected, but this is {str(node)[:60]!r}. {WANTED}")
         children = node.get("Plans", [])
         if not isinstance(children, Sequence) or isinstance(children, str):

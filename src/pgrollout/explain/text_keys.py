@@ -67,7 +67,7 @@ TRIGGER = re.compile(
 )
 SETTING = re.compile(r"([A-Za-z_][\w.$]*) = '(.*?)'(?=, [A-Za-z_][\w.$]* = |$)", re.DOTALL)
 # No such line of PostgreSQL is longer; some of the patterns above take the square of the length.
-LONGEST_VALUE = 10_000
+LONGEST_LINE, LONGEST_SETTINGS = 1_000, 10_000
 PUNCTUATION = re.compile(r"['\"(\[)\]]|, ")
 
 
@@ -75,7 +75,7 @@ def properties(key: str, value: str) -> Properties | None:
     """What the line `key: value` of a node or worker says in JSON's names; None where the value cannot be read."""
     reader = READERS.get(key)
     if reader is not None:
-        return reader(value) if len(value) <= LONGEST_VALUE else None
+        return reader(value) if len(value) <= LONGEST_LINE else None
     if key in LIST_KEYS:
         return {key: value.split(", ") if key == "Conflict Arbiter Indexes" else split(value)}
     return {key: typed(key, value)}
@@ -236,13 +236,13 @@ def jit_timing(value: str) -> Properties | None:
 
 
 def settings(value: str) -> Properties | None:
-    found = dict(SETTING.findall(value))
+    found = dict(SETTING.findall(value)) if len(value) <= LONGEST_SETTINGS else {}
     return {"Settings": found} if found else None
 
 
 def trigger(line: str) -> Properties | None:
     """`Trigger name for constraint c on t: time=0.1 calls=2`; names stand there as they are, unquoted."""
-    match = TRIGGER.fullmatch(line) if len(line) <= LONGEST_VALUE else None
+    match = TRIGGER.fullmatch(line) if len(line) <= LONGEST_LINE else None
     if match is None:
         return None
     name, constraint, relation, time, calls = match.groups()
@@ -273,5 +273,4 @@ READERS: dict[str, Callable[[str], Properties | None]] = {
     "Serialization": serialization,
     "Options": jit_options,
     "Timing": jit_timing,
-    "Settings": settings,
 }

@@ -73,6 +73,14 @@ SET_OPERATION = re.compile(r"(Hash)?SetOp (Intersect All|Intersect|Except All|Ex
 MODIFY = re.compile(r"(Insert|Update|Delete|Merge) on (.+)", re.DOTALL)
 FOREIGN_MODIFY = re.compile(r"Foreign (Insert|Update|Delete)(?: on (.+))?", re.DOTALL)
 CUSTOM = re.compile(r"Custom Scan \(([^)]*)\)(?: on (.+))?", re.DOTALL)
+# With which a title begins, also one of which the rest stands on the next line.
+FIRST_WORDS = frozenset(
+    (
+        *(name.partition(" ")[0] for name in (*SCANS, *PLAIN, *STRATEGIES)),
+        *("Index", "Partial", "Finalize", "Nested", "SetOp", "HashSetOp", "Insert", "Update", "Delete"),
+        *("Parallel", "Async"),
+    )
+)
 UNKNOWN = re.compile(r"[A-Z][A-Za-z0-9_ -]{0,80}(?:\([^()=]{0,80}\))?")
 ON = re.compile(r"(.+?) on (.+)", re.DOTALL)
 

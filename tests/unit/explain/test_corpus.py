@@ -33,17 +33,17 @@ def told_nowhere(path: Path, server: Any, text: dict[str, Any]) -> bool:
         case "Inner Unique":  # printed only with VERBOSE, and where it is true
             return "Output" not in printed
         case "Planned Partitions":  # printed only where not 0; 12 has no such property
-            return server == 0 and "HashAgg Batches" not in printed
+            return bool(server == 0) and "HashAgg Batches" not in printed
         case "Workers":  # of workers that have nothing to tell
-            return server == []
+            return bool(server == [])
         case "Trigger Name" | "Relation":  # printed with VERBOSE, and where it is not clear
             return path[0] == "Triggers"
         case _ if key in WAL_KEYS:  # without any WAL in the statement it does not show that it was counted
-            return server == 0 and printed.isdisjoint(WAL_KEYS)
+            return bool(server == 0) and printed.isdisjoint(WAL_KEYS)
         case _ if key in BUFFER_KEYS:
-            return server == 0 and printed.isdisjoint(BUFFER_KEYS)
+            return bool(server == 0) and printed.isdisjoint(BUFFER_KEYS)
         case _ if key in (*OLD_IO_KEYS, *SPLIT_IO_KEYS, *TEMP_IO_KEYS):
-            return server == 0 and printed.isdisjoint((*OLD_IO_KEYS, *SPLIT_IO_KEYS, *TEMP_IO_KEYS))
+            return bool(server == 0) and printed.isdisjoint((*OLD_IO_KEYS, *SPLIT_IO_KEYS, *TEMP_IO_KEYS))
     return False
 
 

@@ -21,7 +21,7 @@ def has(whole: dict[str, Any], part: dict[str, Any]) -> bool:
     return all(key in whole and whole[key] == value and type(whole[key]) is type(value) for key, value in part.items())
 
 
-TITLES = {
+TITLES: dict[str, dict[str, Any]] = {
     'Parallel Index Only Scan Backward using "I x" on "S s".t a': {
         "Node Type": "Index Only Scan",
         "Parallel Aware": True,
@@ -83,7 +83,7 @@ def test_the_title_of_a_node(title: str, measured: str) -> None:
     assert has(child, {**TITLES[title], "Parent Relationship": "Outer"})
 
 
-PROPERTIES = {
+PROPERTIES: dict[str, dict[str, Any]] = {
     "WAL: records=1 fpi=2 bytes=3 buffers full=4": {
         "WAL Records": 1,
         "WAL FPI": 2,
