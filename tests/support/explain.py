@@ -9,7 +9,8 @@ from functools import cache
 from pathlib import Path as File
 from typing import Any
 
-CORPUS = File(__file__).resolve().parents[1] / "data" / "explain" / "live_dev.jsonl.gz"
+DATA = File(__file__).resolve().parents[1] / "data" / "explain"
+CORPUS = (DATA / "live_dev.jsonl.gz", DATA / "pg18.jsonl.gz")
 
 Path = tuple[str | int, ...]
 Difference = tuple[Path, Any, Any]
@@ -22,8 +23,11 @@ def corpus() -> tuple[dict[str, Any], ...]:
     `kind`: pair is TEXT and, in `pair`, what auto_explain said of the same execution; plain4 the formats of one
     statement without ANALYZE; single one format with ANALYZE.
     """
-    with gzip.open(CORPUS, "rt", encoding="utf-8") as lines:
-        return tuple(json.loads(line) for line in lines)
+    found: list[dict[str, Any]] = []
+    for file in CORPUS:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            found += (json.loads(line) for line in lines)
+    return tuple(found)
 
 
 def differences(server: Any, text: Any, path: Path = ()) -> Iterator[Difference]:

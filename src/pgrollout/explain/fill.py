@@ -10,17 +10,9 @@ from pgrollout.explain.values import BUFFER_KEYS, OLD_IO_KEYS, SPLIT_IO_KEYS, TE
 Tree = dict[str, Any]
 
 IO_KEYS = (*OLD_IO_KEYS, *TEMP_IO_KEYS, *SPLIT_IO_KEYS)
-# Properties that 16 did not have yet.
-SINCE_17 = (
-    "Local I/O Read Time",
-    "Local I/O Write Time",
-    "Memory Used",
-    "Disabled",
-    "Index Searches",
-    "Storage",
-    "Window",
-    "WAL Buffers Full",
-)
+# Properties that earlier versions do not have.
+SINCE_17 = ("Local I/O Read Time", "Local I/O Write Time", "Memory Used")
+SINCE_18 = ("Disabled", "Index Searches", "Storage", "Window", "WAL Buffers Full", "WAL FPI Bytes")
 LATER_WAL_KEYS = ("WAL FPI Bytes", "WAL Buffers Full")
 REMOVED_BY = {
     "Filter": "Rows Removed by Filter",
@@ -39,15 +31,15 @@ def fill(document: Tree) -> Tree:
     workers = [worker for node in found for worker in node.get("Workers", ())]
     groups = [document[name] for name in ("Planning", "Serialization") if name in document]
     told = {key for properties in (*found, *workers, *groups) for key in properties}
-    since_17 = _is_17(document, found, told)
-    if not since_17:
+    version = _version(document, found, told)
+    if version < 17:
         for properties in (*found, *workers, *groups):
             _rename_io(properties)
-    usage = _usage(told, since_17)
+    usage = _usage(told, version)
     verbose = "Output" in told
     for node in found:
         _relate(node)
-        _usual(node, verbose)
+        _usual(node, verbose, version)
         if "Actual Loops" in node:
             _default(node, usage)
             _measured(node, timed="Actual Total Time" in told)
@@ -70,14 +62,14 @@ def nodes(plan: Tree) -> Iterator[Tree]:
         waiting.extend(reversed(node.get("Plans", ())))
 
 
-def _is_17(document: Tree, found: list[Tree], told: set[str]) -> bool:
-    """Whether something shows that 17 or later wrote this."""
-    return (
-        "Serialization" in document
-        or not told.isdisjoint(SINCE_17)
-        or any(isinstance(node.get("Actual Rows"), float) for node in found)
-        or isinstance(document.get("JIT", {}).get("Timing", {}).get("Generation"), dict)
-    )
+def _version(document: Tree, found: list[Tree], told: set[str]) -> int:
+    """The version that at least wrote this, as far as something shows it: 18, 17, or 0."""
+    if not told.isdisjoint(SINCE_18) or any(isinstance(node.get("Actual Rows"), float) for node in found):
+        return 18
+    generation = document.get("JIT", {}).get("Timing", {}).get("Generation")
+    if "Serialization" in document or not told.isdisjoint(SINCE_17) or isinstance(generation, dict):
+        return 17
+    return 0
 
 
 def _rename_io(properties: Tree) -> None:
@@ -87,18 +79,19 @@ def _rename_io(properties: Tree) -> None:
             properties[f"I/O {what} Time"] = time
 
 
-def _usage(told: set[str], since_17: bool) -> Tree:
+def _usage(told: set[str], version: int) -> Tree:
     """Buffers, I/O times and WAL as zeros, as far as one line of the document shows that they were counted."""
     usage: Tree = {}
     temporary, timed = not told.isdisjoint(TEMP_IO_KEYS), not told.isdisjoint(IO_KEYS)
     if timed or not told.isdisjoint(BUFFER_KEYS):
         usage |= dict.fromkeys(BUFFER_KEYS, 0)
     if timed:
-        usage |= dict.fromkeys(SPLIT_IO_KEYS if since_17 else OLD_IO_KEYS, 0.0)
+        usage |= dict.fromkeys(SPLIT_IO_KEYS if version >= 17 else OLD_IO_KEYS, 0.0)
     if temporary or not told.isdisjoint(SPLIT_IO_KEYS):  # until 14 there was neither
         usage |= dict.fromkeys(TEMP_IO_KEYS, 0.0)
     if not told.isdisjoint(WAL_KEYS):
-        usage |= dict.fromkeys((*WAL_KEYS, *(key for key in LATER_WAL_KEYS if key in told)), 0)
+        later = [key for key in LATER_WAL_KEYS if key in told or (version >= 18 and key == "WAL Buffers Full")]
+        usage |= dict.fromkeys((*WAL_KEYS, *later), 0)
     return usage
 
 
@@ -107,9 +100,13 @@ def _default(properties: Tree, zeros: Tree) -> None:
         properties.setdefault(key, zero)
 
 
-def _usual(node: Tree, verbose: bool) -> None:
+def _usual(node: Tree, verbose: bool, version: int) -> None:
     """What TEXT prints only where it is unusual."""
     kind = node["Node Type"]
+    if version >= 17:
+        node.setdefault("Async Capable", False)  # since 14
+    if version >= 18:
+        node.setdefault("Disabled", False)
     if kind in APPENDS:
         node.setdefault("Subplans Removed", 0)
     elif kind == "Gather":

