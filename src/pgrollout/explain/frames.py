@@ -11,12 +11,13 @@ from pgrollout.explain.lines import Line
 HEADING = "QUERY PLAN"
 WRAPPED = (".", "…")  # psql's marks at both ends of a break
 BORDERS = "|│║╎┃"
-# The lines that psql and others draw: -----, ----+, ╔════╗
-RULE = re.compile(r"\s*[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*[-─━═]{3,}[-─━═+|│║╎┌┐└┘├┤┬┴┼╔╗╚╝╠╣╦╩╬╒╕╘╛╞╡╤╧╪]*\s*")
+WRAPPED = (".", "…")  # psql's marks at both ends of a break
+# What the lines are drawn with that psql and others put around a result: -----, ----+, ╔════╗
+DRAWN = "-+=|* " + "".join(map(chr, range(0x2500, 0x2580)))
+# -[ RECORD 1 ]----, * Record 1, ┌─[ RECORD 1 ]───┐: above each row of psql's expanded display, in the client's language
+RECORD = re.compile(r"(?:\[ )?\w+ [0-9]+(?: \])?")
 # (12 rows), (12 Zeilen), (12 行): in the language of the client
 ROW_COUNT = re.compile(r"\s*\([0-9]+ ?[^()=:]{1,40}\)\s*")
-RECORD = re.compile(r"[-*─═ ]*\[? ?\w+ [0-9]+ ?\]?[-*─═┬+|─]*\s*")
-EXPANDED = re.compile(rf"{HEADING} ?[{BORDERS}] ?(.*)", re.DOTALL)
 TIMING = re.compile(r"\s*\w+ ?: [0-9.,]+ ms\b.*")  # psql's \timing, below the row count
 
 PLAN_LOGGED = re.compile(r"duration: [0-9.]+ ms +plan:\s*$")
@@ -74,7 +75,7 @@ def _is_heading(lines: list[Line], index: int) -> bool:
         return False
     below = lines[index + 1].text if index + 1 < len(lines) else ""
     above = lines[index - 1].text if index else ""
-    return bool(RULE.fullmatch(below) or RULE.fullmatch(above) or not any(line.text.strip() for line in lines[:index]))
+    return bool(_is_drawn(below) or _is_drawn(above) or not any(line.text.strip() for line in lines[:index]))
 
 
 def _bare(lines: list[Line]) -> list[Line]:
@@ -93,15 +94,21 @@ def _rows(lines: list[Line]) -> list[Line]:
         if ROW_COUNT.fullmatch(lines[index].text) and _is_last(lines, index):
             rows = lines[:index]
             break
-    while rows and (not rows[0].text.strip() or _is_rule(rows[0])):
+    while rows and (not rows[0].text.strip() or _is_drawn(rows[0].text)):
         rows = rows[1:]
-    while rows and (not rows[-1].text.strip() or _is_rule(rows[-1]) or TIMING.fullmatch(rows[-1].text)):
+    while rows and (not rows[-1].text.strip() or _is_drawn(rows[-1].text) or TIMING.fullmatch(rows[-1].text)):
         rows = rows[:-1]
     return rows
 
 
-def _is_rule(line: Line) -> bool:
-    return bool(RULE.fullmatch(line.text))
+def _is_drawn(text: str) -> bool:
+    """Whether a line is one of those that are drawn around a result."""
+    return not text.strip(DRAWN) and any(line in text for line in ("---", "───", "═══", "━━━"))
+
+
+def _is_record(text: str) -> bool:
+    """Whether a line is the one above a row in psql's expanded display."""
+    return text[:1] in DRAWN and text[:1] != " " and bool(RECORD.fullmatch(text.strip(DRAWN)))
 
 
 def _is_last(lines: list[Line], index: int) -> bool:
@@ -131,13 +138,28 @@ def _without_quotes(rows: list[Line]) -> list[Line]:
 
 
 def _expanded(rows: list[Line]) -> list[Line]:
-    r"""The rows of psql's expanded display (\x): each has its record line and the column's name before it."""
-    if not any(EXPANDED.match(row.text) for row in rows):
+    r"""The rows of psql's expanded display (\x): a line above each, and the column's name before it."""
+    first = next((index for index, row in enumerate(rows) if _is_record(row.text)), None)
+    if first is None:
+        return _expanded_unaligned(rows)
+    cells = [row for row in rows[first:] if not (_is_record(row.text) or _is_drawn(row.text))]
+    name = cells[0].text.find(HEADING) if cells else -1
+    if name < 0:
         return rows
-    kept = [row for row in rows if not RECORD.fullmatch(row.text) or EXPANDED.match(row.text)]
-    matches = [(row, EXPANDED.match(row.text)) for row in kept]
-    margin = re.compile(rf" {{0,{len(HEADING) + 1}}}[{BORDERS}] ?")
-    return [Line(row.number, match[1] if match else margin.sub("", row.text, count=1)) for row, match in matches]
+    cut = name + len(HEADING)
+    if cells[0].text[cut + 1 : cut + 2] in BORDERS:
+        cut += 2
+    if name:  # there is a border on the left, and so on the right
+        cells = [Line(number, text.rstrip()[:-1].rstrip()) for number, text in cells]
+    return [Line(number, text[cut:]) for number, text in cells]
+
+
+def _expanded_unaligned(rows: list[Line]) -> list[Line]:
+    """`QUERY PLAN|…`, with an empty line between the rows."""
+    prefix = f"{HEADING}|"
+    if not any(row.text.startswith(prefix) for row in rows):
+        return rows
+    return [Line(row.number, row.text.removeprefix(prefix)) for row in rows if row.text.strip()]
 
 
 def _without_borders(rows: list[Line]) -> list[Line]:

@@ -16,10 +16,10 @@ from pgrollout.explain.values import typed
 Properties = dict[str, Any]
 
 HEADERS = ("InitPlan ", "SubPlan ", "CTE ")
-WORKER = re.compile(r"Worker ([0-9]+): +(.*)", re.DOTALL)
+WORKER = re.compile(r"Worker ([0-9]{1,9}): +(.*)", re.DOTALL)
 NAME = re.compile(r"[A-Za-z][^'\"\n]{0,80}")
 TARGET_TABLE = re.compile(r"(?:Foreign )?(?:Insert|Update|Delete|Merge) on (.+)", re.DOTALL)
-WORKER_JIT = re.compile(r"JIT for worker ([0-9]+)")
+WORKER_JIT = re.compile(r"JIT for worker ([0-9]{1,9})")
 # Properties of the statement. They stand at the root's column, but a paste may have lost the root's own indentation.
 SUMMARY = frozenset(
     ("Planning", "Planning Time", "Execution Time", "Settings", "Query Identifier", "Serialization", "Query Parameters")

@@ -6,11 +6,11 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from pgrollout.explain.values import BUFFER_KEYS, LIST_KEYS, number, typed
+from pgrollout.explain.values import BUFFER_KEYS, LIST_KEYS, NUMBER, WHOLE, number, typed
 
 Properties = dict[str, Any]
 
-COUNTER = re.compile(r"(shared|local|temp)|(hit|read|dirtied|written|write)=([0-9.]+)")
+COUNTER = re.compile(rf"(shared|local|temp)|(hit|read|dirtied|written|write)=({NUMBER})")
 WAL_COUNTERS = {
     "records": "WAL Records",
     "fpi": "WAL FPI",
@@ -18,11 +18,11 @@ WAL_COUNTERS = {
     "fpi bytes": "WAL FPI Bytes",
     "buffers full": "WAL Buffers Full",
 }
-WAL = re.compile(rf"({'|'.join(sorted(WAL_COUNTERS, key=len, reverse=True))})=([0-9]+)")
-SORT = re.compile(r"(.+?)\s+(Memory|Disk): ([0-9]+)kB")
+WAL = re.compile(rf"({'|'.join(sorted(WAL_COUNTERS, key=len, reverse=True))})=({WHOLE})")
+SORT = re.compile(rf"(.+?)\s+(Memory|Disk): ({WHOLE})kB")
 HASH = re.compile(
-    r"([0-9]+)(?: \(originally ([0-9]+)\))?\s+Batches: ([0-9]+)(?: \(originally ([0-9]+)\))?"
-    r"\s+Memory Usage: ([0-9]+)kB"
+    rf"({WHOLE})(?: \(originally ({WHOLE})\))?\s+Batches: ({WHOLE})(?: \(originally ({WHOLE})\))?"
+    rf"\s+Memory Usage: ({WHOLE})kB"
 )
 HASH_AGGREGATE = {
     "Planned Partitions": "Planned Partitions",
@@ -53,16 +53,16 @@ STREAM = {
 TUPLES = {f"{name.lower()}": f"Tuples {name}" for name in ("Inserted", "Updated", "Deleted", "Skipped")}
 HEAP_BLOCKS = {"exact": "Exact Heap Blocks", "lossy": "Lossy Heap Blocks"}
 MEMORY = {"used": "Memory Used", "allocated": "Memory Allocated"}
-SERIALIZATION = re.compile(r"(?:time=([0-9.]+) ms\s+)?output=([0-9]+)kB\s+format=(\w+)")
-COLON_PAIR = re.compile(r"([A-Z][A-Za-z -]*): ([0-9]+)(?:kB)?")
-EQUALS_PAIR = re.compile(r"([a-z][a-z -]*)=([0-9.]+)(?:kB|%)?")
-SORT_GROUPS = re.compile(r"([0-9]+)\s+Sort Methods?: (.+?)(?=  Average |$)")
-SORT_SPACE = re.compile(r"Average (Memory|Disk): ([0-9]+)kB\s+Peak (?:Memory|Disk): ([0-9]+)kB")
-JIT_TIME = re.compile(r"(Generation|Deform|Inlining|Optimization|Emission|Total) ([0-9.]+) ms")
+SERIALIZATION = re.compile(rf"(?:time=({NUMBER}) ms\s+)?output=({WHOLE})kB\s+format=(\w+)")
+COLON_PAIR = re.compile(rf"([A-Z][A-Za-z -]*): ({WHOLE})(?:kB)?")
+EQUALS_PAIR = re.compile(rf"([a-z][a-z -]*)=({NUMBER})(?:kB|%)?")
+SORT_GROUPS = re.compile(rf"({WHOLE})\s+Sort Methods?: (.+?)(?=  Average |$)")
+SORT_SPACE = re.compile(rf"Average (Memory|Disk): ({WHOLE})kB\s+Peak (?:Memory|Disk): ({WHOLE})kB")
+JIT_TIME = re.compile(rf"(Generation|Deform|Inlining|Optimization|Emission|Total) ({NUMBER}) ms")
 JIT_OPTION = re.compile(r"(\w+) (true|false)")
 TRIGGER = re.compile(
     r"Trigger(?: (?!for constraint )(.+?))?(?: for constraint (.+?))?(?: on (.+?))?"
-    r": (?:time=([0-9.]+) )?calls=([0-9]+)",
+    rf": (?:time=({NUMBER}) )?calls=({WHOLE})",
     re.DOTALL,
 )
 SETTING = re.compile(r"([A-Za-z_][\w.$]*) = '(.*?)'(?=, [A-Za-z_][\w.$]* = |$)", re.DOTALL)
@@ -211,7 +211,7 @@ def merged_tuples(value: str) -> Properties | None:
 
 
 def storage(value: str) -> Properties | None:
-    match = re.fullmatch(r"(\w+)\s+Maximum Storage: ([0-9]+)kB", value)
+    match = re.fullmatch(rf"(\w+)\s+Maximum Storage: ({WHOLE})kB", value)
     return {"Storage": match[1], "Maximum Storage": int(match[2])} if match else None
 
 

@@ -5,18 +5,17 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from pgrollout.explain.values import number
+from pgrollout.explain.values import NUMBER, WHOLE, number
 
 IDENTIFIER = r'(?:"(?:[^"]|"")*"|[^\s".]+)'
 TARGET = re.compile(rf"(?:({IDENTIFIER})\.)?({IDENTIFIER})(?: ({IDENTIFIER}))?")
 INDEX = re.compile(rf"( Backward)? using ({IDENTIFIER})(?: on (.+))?", re.DOTALL)
 
 # A wrapped line may have lost the blank it was broken at, therefore the `\s*` between the numbers.
-COSTS = re.compile(r"\s*\(cost=([0-9.]+)\.\.([0-9.]+)\s*rows=([0-9.]+)\s*width=([0-9]+)\)$")
-ACTUAL = re.compile(
-    r"\s*\((?:actual\s*(?:time=([0-9.]+)\.\.([0-9.]+)\s*)?rows=([0-9.]+)\s*loops=([0-9.]+)|(never executed))\)$"
-)
-WORKER_ACTUAL = re.compile(r"actual\s*(?:time=([0-9.]+)\.\.([0-9.]+)\s*)?rows=([0-9.]+)\s*loops=([0-9.]+)$")
+COSTS = re.compile(rf"\(cost=({NUMBER})\.\.({NUMBER})\s*rows=({NUMBER})\s*width=({WHOLE})\)$")
+MEASURED = rf"actual\s*(?:time=({NUMBER})\.\.({NUMBER})\s*)?rows=({NUMBER})\s*loops=({NUMBER})"
+ACTUAL = re.compile(rf"\((?:{MEASURED}|(never executed))\)$")
+WORKER_ACTUAL = re.compile(rf"{MEASURED}$")
 
 # Scans, and the key their object has in JSON. Without one only the alias is told.
 SCANS = {

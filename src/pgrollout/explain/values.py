@@ -127,7 +127,9 @@ HYPHENATED = (
     "Average I/Os In Progress",
 )
 
-NUMBER = re.compile(r"-?[0-9]{1,30}(?:\.[0-9]{1,30})?")
+WHOLE = r"[0-9]{1,30}"
+NUMBER = rf"{WHOLE}(?:\.{WHOLE})?"
+SIGNED = re.compile(f"-?{NUMBER}")
 UNIT = re.compile(r" ?(?:kB|ms|b)$")
 # Properties that TEXT writes with a unit; other values that end in one are text (Citus writes "147 kB" as text).
 UNIT_KEYS = frozenset(
@@ -154,7 +156,7 @@ def typed(key: str, text: str) -> str | int | float | bool:
     if key in BOOLEAN_KEYS and text in ("true", "false"):
         return text == "true"
     bare = UNIT.sub("", text) if key in UNIT_KEYS else text
-    return number(bare) if NUMBER.fullmatch(bare) else text
+    return number(bare) if SIGNED.fullmatch(bare) else text
 
 
 def tag_of_key(key: str) -> str:

@@ -44,7 +44,7 @@ def double_bordered(text: str) -> str:
     rows = text.split("\n")
     bar = "═" * (width(rows) + 2)
     drawn = [f"║ {row.ljust(width(rows))} ║" for row in ["QUERY PLAN".center(width(rows)), *rows]]
-    return "\n".join([f"╔{bar}╗", drawn[0], f"╠{bar}╣", *drawn[1:], f"╚{bar}╝", f"({len(rows)} 行)"])
+    return "\n".join([f"╔{bar}╗", drawn[0], f"╟{bar.replace('═', '─')}╢", *drawn[1:], f"╚{bar}╝", f"({len(rows)} 行)"])
 
 
 def unaligned(text: str) -> str:
@@ -58,6 +58,20 @@ def tuples_only(text: str) -> str:
 def expanded(text: str) -> str:
     rows = text.split("\n")
     return "\n".join(f"-[ RECORD {number} ]{'-' * 30}\nQUERY PLAN | {row}" for number, row in enumerate(rows, 1))
+
+
+def expanded_with_border(text: str) -> str:
+    rows = text.split("\n")
+    drawn = [
+        f"├─[ RECORD {number} ]{'─' * width(rows)}┤\n│ QUERY PLAN │ {row.ljust(width(rows))} │"
+        for number, row in enumerate(rows, 1)
+    ]
+    return "\n".join([*drawn, f"└{'─' * 12}┴{'─' * (width(rows) + 2)}┘"])
+
+
+def expanded_without_border(text: str) -> str:
+    rows = text.split("\n")
+    return "\n".join(f"* Record {number}    \nQUERY PLAN {row}" for number, row in enumerate(rows, 1))
 
 
 def wrapped_by_psql(text: str) -> str:
@@ -128,6 +142,8 @@ FRAMES = [
     unaligned,
     tuples_only,
     expanded,
+    expanded_with_border,
+    expanded_without_border,
     wrapped_by_psql,
     quoted,
     quoted_without_heading,
@@ -184,11 +200,28 @@ def bordered_plus(text: str) -> str:
     )
 
 
+def expanded_plus(text: str) -> str:
+    rows = text.split("\n")
+    cells = [
+        f"QUERY PLAN | {rows[0].ljust(width(rows))}+",
+        *(f"           | {row.ljust(width(rows))}+" for row in rows[1:]),
+    ]
+    return "\n".join(["hive=# EXPLAIN SELECT 1;", "-[ RECORD 1 ]-----", *cells]).removesuffix("+")
+
+
+def expanded_old_ascii(text: str) -> str:
+    rows = text.split("\n")
+    return "\n".join(["-[ RECORD 1 ]-----", f"QUERY PLAN | {rows[0]}", *(f"           : {row}" for row in rows[1:])])
+
+
 def quoted_cell(text: str) -> str:
     return '"QUERY PLAN"\n"' + text.replace('"', '""') + '"'
 
 
-@pytest.mark.parametrize("frame", [plus, arrows, bordered_plus, unaligned, windows, quoted_cell, below_sql])
+@pytest.mark.parametrize(
+    "frame",
+    [plus, arrows, bordered_plus, expanded_plus, expanded_old_ascii, unaligned, windows, quoted_cell, below_sql],
+)
 def test_a_framed_value_of_several_lines_reads_as_without_frame(frame: Frame) -> None:
     for text in STRUCTURED:
         assert explain_parse(frame(text)) == explain_parse(text), frame(text)
