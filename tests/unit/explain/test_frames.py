@@ -12,8 +12,8 @@ import pytest
 from pgrollout.explain.read import explain_parse
 from tests.support.explain import corpus
 
-# Each twentieth: all kinds of nodes, literals with line breaks, two statements, names that look like something else.
-TEXTS = [one["texts"]["text"] for one in corpus() if "text" in one["texts"]][::20]
+# Each fortieth: all kinds of nodes, literals with line breaks, two statements, names that look like something else.
+TEXTS = [one["texts"]["text"] for one in corpus() if "text" in one["texts"]][::40]
 STRUCTURED = [text for one in corpus() if one["kind"] == "plain4" for text in one["texts"].values()][::40]
 
 Frame = Callable[[str], str]
