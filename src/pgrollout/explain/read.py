@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import reprlib
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
@@ -31,7 +32,10 @@ def explain_parse(output: Any) -> list[Document]:
     formats, as psql, pgAdmin and others show it or as auto_explain logs it. What TEXT does not tell is absent. Raises
     RolloutError with the line and the reason.
     """
-    documents = list(_documents(output))
+    try:
+        documents = list(_documents(output))
+    except RecursionError:
+        raise RolloutError(f"A plan was expected, but this is nested too deeply to be one. {WANTED}") from None
     for document in documents:
         _check(document)
     return documents
@@ -51,7 +55,7 @@ def _documents(output: Any) -> Iterator[Document]:
                 if row not in NOTHING and row != "Utility Statement":
                     yield from _documents(row)
     else:
-        raise RolloutError(f"A plan was expected, but this is {type(output).__name__} ({str(output)[:60]!r}). {WANTED}")
+        raise RolloutError(f"A plan was expected, but this is {_brief(output)}. {WANTED}")
 
 
 def _cell(row: Any) -> Any:
@@ -165,8 +169,16 @@ def _check(document: Document) -> None:
     while waiting:
         node = waiting.pop()
         if not isinstance(node, Mapping) or not isinstance(node.get("Node Type"), str) or not node["Node Type"]:
-            raise RolloutError(f"A node of a plan was expected, but this is {str(node)[:60]!r}. {WANTED}")
+            raise RolloutError(f"A node of a plan was expected, but this is {_brief(node)}. {WANTED}")
         children = node.get("Plans", [])
         if not isinstance(children, Sequence) or isinstance(children, str):
-            raise RolloutError(f"'Plans' of a {node['Node Type']} is no list, but {str(children)[:60]!r}. {WANTED}")
+            raise RolloutError(f"'Plans' of a {node['Node Type']} is no list, but {_brief(children)}. {WANTED}")
         waiting.extend(children)
+
+
+def _brief(value: Any) -> str:
+    """A value as a message shows it: what it is and how it begins."""
+    try:
+        return f"{type(value).__name__} {reprlib.repr(value)}"
+    except Exception:  # a value that cannot show itself, as one nested too deeply
+        return type(value).__name__
