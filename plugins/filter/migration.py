@@ -36,6 +36,7 @@ FUNCTIONS = {
     "leftover_queries": "migration.queries.leftover_queries",
     "stop_advice": "migration.show.stop_advice",
     "connection_remedy": "connection.connection_remedy",
+    "explain_parse": "explain.read.explain_parse",
 }
 
 

@@ -1,0 +1,1 @@
+"""EXPLAIN plans: reading them in every format, and what can be told from them."""
