@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import cProfile
 import json
 import random
 from collections.abc import Iterator
@@ -424,6 +425,27 @@ def test_initplans_and_ctes_lose_nothing_wherever_they_are(tree: dict[str, Any],
     roots = found.inclusive[0][TIME]
     charged = sum(max(0, own[TIME]) for own in found.exclusive)
     assert charged >= roots - 0.01
+
+
+@pytest.mark.parametrize("subplan", ["InitPlan {}", "CTE {}", "SubPlan {}"])
+def test_work_grows_with_the_plan(subplan: str) -> None:
+    """Ten times the nodes take not much more than ten times the calls; squared it would be a hundred times."""
+
+    def calls(count: int) -> int:
+        below = (
+            ran(
+                "Result",
+                parent_relationship=subplan.split()[0].replace("CTE", "InitPlan"),
+                subplan_name=subplan.format(i),
+            )
+            for i in range(count)
+        )
+        plans = {"Plan": ran("Result", *below, ms=count)}
+        profile = cProfile.Profile()
+        profile.runcall(metrics, plans)
+        return sum(entry.callcount for entry in profile.getstats())
+
+    assert calls(1000) < 20 * calls(100)
 
 
 def test_blocks_have_the_names_of_every_version() -> None:
