@@ -306,6 +306,20 @@ def test_more_rows_than_estimated_are_a_misestimate_even_when_stopped() -> None:
     assert found["nodes"][2]["q_error"] == 100.0
 
 
+@pytest.mark.parametrize("told", [{}, {"Inner Unique": True}, {"Inner Unique": False}])
+def test_a_scan_that_may_stop_at_its_match_is_judged_alike_by_all_formats(told: dict[str, Any]) -> None:
+    """TEXT tells `Inner Unique` with VERBOSE only."""
+
+    def inner(kind: str, joined: int) -> Any:
+        outer = ran("Seq Scan", rows=100, parent_relationship="Outer")
+        scan = ran(kind, rows=25, plan_rows=50, loops=100, parent_relationship="Inner")
+        return metrics({"Plan": ran("Nested Loop", outer, scan, rows=joined) | told})["nodes"][2]["q_error"]
+
+    assert inner("Materialize", 100) is None
+    assert inner("Materialize", 101) == 2, "some row had two matches, so all were read"
+    assert inner("Index Scan", 100) == 2, "it is given the key"
+
+
 def test_subqueries_that_may_stop_at_a_row_excuse_few_rows_only() -> None:
     def with_subplan(filtered: str, rows: float) -> Any:
         below = ran("Seq Scan", rows=rows, plan_rows=400, parent_relationship="SubPlan", subplan_name="SubPlan 1")
