@@ -11,6 +11,10 @@ from ansible.errors import AnsibleFilterError
 # Each filter's function, as module and name in the package pgrollout. Ansible forks a process for every task, so what
 # is imported here is imported a hundred times a run: each function's module waits for its first call.
 FUNCTIONS = {
+    "explain_metrics": "explain.metrics.metrics",
+    "explain_fingerprint": "explain.fingerprint.fingerprint",
+    "explain_compare": "explain.compare.compare",
+    "explain_tree": "explain.tree.tree",
     "facts_queries": "migration.facts.rollout_queries",
     "facts_read": "migration.facts.read",
     "plan_apply": "migration.plan.plan_apply",
