@@ -11,10 +11,6 @@ from ansible.errors import AnsibleFilterError
 # Each filter's function, as module and name in the package pgrollout. Ansible forks a process for every task, so what
 # is imported here is imported a hundred times a run: each function's module waits for its first call.
 FUNCTIONS = {
-    "explain_metrics": "explain.metrics.metrics",
-    "explain_fingerprint": "explain.fingerprint.fingerprint",
-    "explain_compare": "explain.compare.compare",
-    "explain_tree": "explain.tree.tree",
     "facts_queries": "migration.facts.rollout_queries",
     "facts_read": "migration.facts.read",
     "plan_apply": "migration.plan.plan_apply",
@@ -41,6 +37,10 @@ FUNCTIONS = {
     "stop_advice": "migration.show.stop_advice",
     "connection_remedy": "connection.connection_remedy",
     "explain_parse": "explain.read.explain_parse",
+    "explain_metrics": "explain.metrics.metrics",
+    "explain_fingerprint": "explain.fingerprint.fingerprint",
+    "explain_compare": "explain.compare.compare",
+    "explain_tree": "explain.tree.tree",
 }
 
 

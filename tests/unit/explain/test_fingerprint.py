@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from pgrollout.explain.conditions import normalised
 from pgrollout.explain.fingerprint import LEVELS, fingerprint
+from pgrollout.explain.read import explain_parse
 from tests.support.explained import capture, captured, node, records
 
 # The captured queries that versions plan each in its own way; all others are one plan in every capture.
@@ -42,11 +43,10 @@ def test_a_plan_has_one_fingerprint_in_all_versions_and_with_all_options(level: 
 
 def test_a_plan_has_one_fingerprint_in_all_formats() -> None:
     """Every fifth capture. Without VERBOSE, TEXT does not tell the alias of ROWS FROM from a function."""
-    reader = pytest.importorskip("pgrollout.explain.read")
     for record in records()[::5]:
         outputs = [[text] for text in record["texts"].values()] + ([record["pair"]] if "pair" in record else [])
         found = {
-            fingerprint([document for text in output for document in reader.explain_parse(text)])["full"]["text"]
+            fingerprint([document for text in output for document in explain_parse(text)])["full"]["text"]
             for output in outputs
         }
         assert len(found) == 1 or "rows_from" in record["id"], record["id"]

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from pgrollout.explain.attribution import BLOCKS, TIME, Attribution
 from pgrollout.explain.metrics import metrics
 from pgrollout.explain.nodes import flat
+from pgrollout.explain.read import explain_parse
 from tests.support.explained import capture, captured, node, ran, records
 
 VERSIONS = ("12", "14", "15", "17")
@@ -86,11 +87,10 @@ def test_the_numbers_are_the_same_from_every_format_of_an_execution() -> None:
 
     auto_explain tells neither planning nor execution time, and settings whether asked or not.
     """
-    reader = pytest.importorskip("pgrollout.explain.read")
     for record in records():
         if record["kind"] == "pair":
-            text = metrics(reader.explain_parse(record["texts"]["text"]))
-            pair = metrics([document for entry in record["pair"] for document in reader.explain_parse(entry)])
+            text = metrics(explain_parse(record["texts"]["text"]))
+            pair = metrics([document for entry in record["pair"] for document in explain_parse(entry)])
             assert list(unequal(text, pair)) == [], record["id"]
 
 
