@@ -80,10 +80,13 @@ PIECES = [
 
 
 def refuses_or_reads(given: Any) -> None:
+    """Either a tree of nodes, or one sentence."""
+    documents, sentence = [], ""
     try:
         documents = explain_parse(given)
-    except RolloutError:
-        return
+    except RolloutError as refused:
+        sentence = str(refused)
+    assert "\n" not in sentence
     assert all(node["Node Type"] for document in documents for node in nodes(document["Plan"]))
 
 
