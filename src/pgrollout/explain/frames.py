@@ -62,20 +62,21 @@ def _entry(body: list[Line], indent: str) -> Iterator[Line]:
 
 def unframed(lines: list[Line]) -> list[Line]:
     """The plan without what was drawn around it; what stands before a heading or behind a row count is left out."""
-    headings = [index for index in range(len(lines)) if _is_heading(lines, index)]
+    first = next((index for index, line in enumerate(lines) if line.text.strip()), 0)
+    headings = [index for index in range(len(lines)) if _is_heading(lines, index, first)]
     if not headings:
         return _bare(lines)
     return [line for start, end in pairwise([*headings, len(lines)]) for line in _bare(lines[start + 1 : end])]
 
 
-def _is_heading(lines: list[Line], index: int) -> bool:
+def _is_heading(lines: list[Line], index: int, first: int) -> bool:
     """Whether a line is the name of the column: the first line of all, or one with a drawn line below or above it."""
     text = lines[index].text
     if HEADING not in text or text.strip(f'{BORDERS}" \t+↵') != HEADING:
         return False
     below = lines[index + 1].text if index + 1 < len(lines) else ""
     above = lines[index - 1].text if index else ""
-    return bool(_is_drawn(below) or _is_drawn(above) or not any(line.text.strip() for line in lines[:index]))
+    return index == first or _is_drawn(below) or _is_drawn(above)
 
 
 def _bare(lines: list[Line]) -> list[Line]:
@@ -89,16 +90,18 @@ def _bare(lines: list[Line]) -> list[Line]:
 
 def _rows(lines: list[Line]) -> list[Line]:
     """The lines between the drawn ones, up to the last row count."""
-    rows = lines
-    for index in range(len(lines) - 1, -1, -1):
-        if ROW_COUNT.fullmatch(lines[index].text) and _is_last(lines, index):
-            rows = lines[:index]
-            break
-    while rows and (not rows[0].text.strip() or _is_drawn(rows[0].text)):
-        rows = rows[1:]
-    while rows and (not rows[-1].text.strip() or _is_drawn(rows[-1].text) or TIMING.fullmatch(rows[-1].text)):
-        rows = rows[:-1]
-    return rows
+    last = range(len(lines) - 1, -1, -1)
+    counted = (index for index in last if ROW_COUNT.fullmatch(lines[index].text) and _is_last(lines, index))
+    start, end = 0, next(counted, len(lines))
+    while start < end and _is_around(lines[start].text):
+        start += 1
+    while start < end and (_is_around(lines[end - 1].text) or TIMING.fullmatch(lines[end - 1].text)):
+        end -= 1
+    return lines[start:end]
+
+
+def _is_around(text: str) -> bool:
+    return not text.strip() or _is_drawn(text)
 
 
 def _is_drawn(text: str) -> bool:

@@ -73,7 +73,7 @@ def _of_mapping(output: Mapping[Any, Any]) -> Iterator[Document]:
     elif len(output) == 1:
         yield from _documents(_cell(output))
     else:
-        names = ", ".join(str(name)[:40] for name in islice(output, 5))
+        names = ", ".join(repr(str(name)[:40]) for name in islice(output, 5))
         raise RolloutError(f"A plan was expected, but this has {names or 'nothing'} and no 'Plan'. {WANTED}")
 
 
@@ -172,7 +172,7 @@ def _check(document: Document) -> None:
             raise RolloutError(f"A node of a plan was expected, but this is {_brief(node)}. {WANTED}")
         children = node.get("Plans", [])
         if not isinstance(children, Sequence) or isinstance(children, str):
-            raise RolloutError(f"'Plans' of a {node['Node Type']} is no list, but {_brief(children)}. {WANTED}")
+            raise RolloutError(f"'Plans' of {node['Node Type'][:40]!r} is no list, but {_brief(children)}. {WANTED}")
         waiting.extend(children)
 
 

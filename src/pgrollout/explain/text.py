@@ -24,6 +24,13 @@ WORKER_JIT = re.compile(r"JIT for worker ([0-9]{1,9})")
 SUMMARY = frozenset(
     ("Planning", "Planning Time", "Execution Time", "Settings", "Query Identifier", "Serialization", "Query Parameters")
 )
+# What TEXT tells by titles and indentation, and never by a property of that name.
+STRUCTURE = frozenset(
+    (
+        *("Node Type", "Operation", "Plans", "Workers", "Worker Number", "Actual Rows", "Actual Loops", "JIT"),
+        *("Grouping Sets", "Target Tables", "Distributed Query", "Planning", "Serialization", "Triggers"),
+    )
+)
 MEASURED = ("Planning Time", "Execution Time", "Query Identifier")
 NARROWEST = 60  # terminal that somebody copies a plan from
 GROUPS = ("Planning", "JIT")
@@ -156,6 +163,8 @@ class Reader:
     def _property(self, at: int, above: Frame, key: str, value: str) -> bool:
         if not value:
             return self._group(at, above, key)
+        if key in STRUCTURE:
+            return False
         into = above.properties
         if into.get("Node Type") == "Aggregate" and key in ("Hash Key", "Group Key", "Sort Key"):
             into.setdefault(GROUPING, []).append((key, [] if value == "()" else text_keys.split(value)))
@@ -176,6 +185,8 @@ class Reader:
         elif match := WORKER_JIT.fullmatch(key):  # 12 tells it below the node and not below the worker
             worker = worker_of(above.properties, int(match[1]))
             self.open.append(Frame(at, "group", worker.setdefault("JIT", {})))
+        elif key in STRUCTURE or key in text_keys.READERS:
+            return False
         else:
             above.properties[key] = ""
         return True
@@ -206,7 +217,9 @@ class Reader:
         if text.startswith("Trigger ") and (trigger := text_keys.trigger(text)):
             document.setdefault("Triggers", []).append(trigger)
             return True
-        if key in GROUPS and not value:
+        if key in GROUPS:
+            if value:
+                return False
             self.open.append(Frame(at, "group", document.setdefault(key, {})))
             return True
         if key.endswith("Plan Advice") and not value:

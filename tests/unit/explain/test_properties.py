@@ -80,10 +80,13 @@ PIECES = [
 
 
 def refuses_or_reads(given: Any) -> None:
+    """Either a tree of nodes, or one sentence."""
+    documents, sentence = [], ""
     try:
         documents = explain_parse(given)
-    except RolloutError:
-        return
+    except RolloutError as refused:
+        sentence = str(refused)
+    assert "\n" not in sentence
     assert all(node["Node Type"] for document in documents for node in nodes(document["Plan"]))
 
 
@@ -235,6 +238,13 @@ TRAPS: dict[str, Callable[[int], str]] = {
         + "</Plans></Plan></Query></explain>"
     ),
     "many log entries": lambda count: "LOG:  duration: 1.0 ms  plan:\n\tQuery Text: x\n\tResult\n" * count,
+    "blank lines": lambda count: "\n" * 10 * count + "Result" + "\n" * 10 * count,
+    "headings": lambda count: "QUERY PLAN\n----------\n" * count + " Result\n(1 row)",
+    "row counts": lambda count: "Result\n" + "(1 row)\n\n" * count,
+    "records": lambda count: "-[ RECORD 1 ]---\nQUERY PLAN | Result\n" * count,
+    "borders": lambda count: "|" * 20 * count + "\n" + "|-" * 20 * count,
+    "quotes": lambda count: '"' + "Result" + '""' * 20 * count,
+    "dots": lambda count: " Result.\n" + "." * 20 * count + "\n" + ". .\n" * count,
     "SQL above": lambda count: "SELECT 1;\n" * count + "Result",
 }
 
