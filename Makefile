@@ -8,7 +8,8 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 DEMO   := .demo
 # Each worker has a server of its own; a file's tests share its fixtures.
-PARALLEL := -n 2 --dist loadfile
+# In the order of the folders: those with playbooks begin first, and no worker waits for the other at the end.
+PARALLEL := -n 2 --dist loadfile --no-loadscope-reorder
 # What depends on the server's version: the SQL, the ledger's procedures, the whole way there and back.
 EACH_VERSION := tests/errata \
 	$(addprefix tests/integration/test_,$(addsuffix .py,runner backfill throttle walk planner locks))

@@ -26,6 +26,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 import psycopg2
 import pytest
 from psycopg2 import sql
@@ -234,6 +235,7 @@ class Started:
 
     def __init__(self, command: list[str], environ: Mapping[str, str], log: Path) -> None:
         self.log = log
+        self._workers: list[psutil.Process] = []
         self.began = time.monotonic()
         with log.open("wb") as out:
             self.process = subprocess.Popen(
@@ -260,8 +262,18 @@ class Started:
             os.killpg(self.process.pid, number)
 
     def kill(self) -> Run:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self._workers += psutil.Process(self.pid).children(recursive=True)
         self.signal(signal.SIGKILL)
         return self.wait()
+
+    def end(self) -> None:
+        """End it if it runs, and the workers of a killed one: each waits for ever to hand over a large result."""
+        if self.process.poll() is None:
+            self.kill()
+        for worker in self._workers:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                worker.kill()  # psutil sees to it that it is still the same process
 
     def wait(self, timeout: float = PLAYBOOK_TIMEOUT_S) -> Run:
         rc = self.process.wait(timeout)
@@ -353,5 +365,4 @@ def playbook(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Playboo
     runner = Playbook(folder)
     yield runner
     for started in runner.started:
-        if started.process.poll() is None:
-            started.kill()
+        started.end()

@@ -11,10 +11,6 @@ from ansible.errors import AnsibleFilterError
 # Each filter's function, as module and name in the package pgrollout. Ansible forks a process for every task, so what
 # is imported here is imported a hundred times a run: each function's module waits for its first call.
 FUNCTIONS = {
-    "explain_metrics": "explain.metrics.metrics",
-    "explain_fingerprint": "explain.fingerprint.fingerprint",
-    "explain_compare": "explain.compare.compare",
-    "explain_tree": "explain.tree.tree",
     "facts_queries": "migration.facts.rollout_queries",
     "facts_read": "migration.facts.read",
     "plan_apply": "migration.plan.plan_apply",
@@ -28,6 +24,7 @@ FUNCTIONS = {
     "immediate_queries": "migration.queries.immediate_queries",
     "hold_queries": "migration.queries.hold_queries",
     "materialized_views": "migration.plan.materialized_views",
+    "rollout_indexes": "migration.plan.rollout_indexes",
     "difference_lines": "migration.show.difference_lines",
     "content_lines": "migration.show.content_lines",
     "status_lines": "migration.show.status_lines",
@@ -39,13 +36,21 @@ FUNCTIONS = {
     "failed_build": "migration.show.failed_build",
     "leftover_queries": "migration.queries.leftover_queries",
     "stop_advice": "migration.show.stop_advice",
-    "gates_due": "gates.judge.due",
+    "gates_due": "gates.due.due",
+    "gates_left_out": "gates.due.left_out",
+    "gates_restored": "gates.due.restored",
     "gate_queries": "gates.queries.gate_queries",
     "gates_measured": "gates.queries.gates_measured",
     "gates_judged": "gates.judge.judged",
     "gate_lines": "gates.show.gate_lines",
     "gate_failures": "gates.show.gate_failures",
     "connection_remedy": "connection.connection_remedy",
+    "explain_parse": "explain.read.explain_parse",
+    "explain_metrics": "explain.metrics.metrics",
+    "explain_fingerprint": "explain.fingerprint.fingerprint",
+    "explain_gate": "gates.pasted.explain_gate",
+    "explain_compare": "explain.compare.compare",
+    "explain_tree": "explain.tree.tree",
 }
 
 

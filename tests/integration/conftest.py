@@ -37,8 +37,7 @@ def walkers(module_databases: Databases, tmp_path_factory: pytest.TempPathFactor
 
     yield make
     for started in (started for walker in made for started in walker.playbook.started):
-        if started.process.poll() is None:
-            started.kill()
+        started.end()
 
 
 @dataclass(frozen=True)

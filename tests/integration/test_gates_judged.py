@@ -177,6 +177,16 @@ def test_a_query_that_cannot_run_fails_and_says_why(task: Database) -> None:
     assert found["status"] == "inconclusive"
 
 
+def test_a_query_that_cannot_get_a_lock_tells_nothing(task: Database) -> None:
+    with contextlib.closing(task.connect(autocommit=False)) as migration:
+        migration.cursor().execute("LOCK TABLE task")
+        results = judge(task, look(REQUIRED))
+        assert {(r["gate"], r["status"], r["reason"]) for r in results} == {
+            ("cases", "inconclusive", "canceling statement due to lock timeout")
+        }
+    assert statuses(judge(task, look(REQUIRED))) == {"pass"}
+
+
 def test_a_waiver_counts_until_its_day(task: Database) -> None:
     task.execute("DROP INDEX task_short_id")
     waiver = "\nwaivers: [{gate: require_index, table: task, reason: it comes in May, until: 2027-05-31}]"
@@ -209,6 +219,11 @@ baseline: {shape: access, max_cost_ratio: 1.1, max_shared_blocks_ratio: 1.02, ma
     reason = one(results, "baseline.shape")["reason"]
     assert "another one than before the first phase" in reason
     assert "Seq Scan" in reason
+    other = "cases: {typical: SELECT short_id FROM task WHERE id = 4712}"
+    elsewhere = judge(task, look(limits, head=LOOK.replace("cases: {typical: SELECT short_id FROM task WHERE id = 4711}", other)), before)
+    assert {result["reason"] for result in elsewhere if result["gate"].startswith("baseline.")} == {
+        "before the first phase it was measured with other parameters, because other rows were there"
+    }
     older = before | {"version": 120000}
     assert one(judge(task, gate, older), "baseline.max_cost_ratio")["status"] == "inconclusive"
     assert {r["status"] for r in judge(task, gate) if r["gate"].startswith("baseline")} == {"inconclusive"}

@@ -116,7 +116,7 @@ def test_the_timeout_ends_a_gate_and_not_those_after_it(item: Database) -> None:
     found = measure(item, slow, gate("SELECT * FROM item WHERE code = :code") | {"id": "001_a/other"})
     assert found["001_a/look"]["cases"]["typical"] == {
         "custom": {
-            "execution_ms": [], "planning_ms": [], "shared_blocks": [], "sqlstate": "57014",
+            "parameters": ["C-1"], "execution_ms": [], "planning_ms": [], "shared_blocks": [], "sqlstate": "57014",
             "error": "canceling statement due to statement timeout",
         }
     }  # fmt: skip

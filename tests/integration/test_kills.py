@@ -165,6 +165,7 @@ def sentence(output: str) -> str:
 # ---- kills
 
 
+@pytest.mark.ci
 def test_the_session_that_outlives_its_playbook_is_named_and_waited_for(
     subject: Subject, chance: random.Random
 ) -> None:

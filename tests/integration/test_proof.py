@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.support.ledger import carry_out, claim, install, steps_of
+from tests.support.ledger import carry_out, claim, finish, install, steps_of
 from tests.support.pictures import index_valid
 from tests.support.runs import assert_refused, words
 
@@ -44,6 +44,31 @@ def test_an_index_that_was_invalid_is_missed_unless_the_rollout_built_it_anew(
     database.execute("SELECT pgrollout.end_rollback(%s, 'phase1')", run)
     found = database.query("SELECT object, found, counts FROM pgrollout.catalog_differences('phase1')")
     assert found == [(f"index public.{INDEX}", None, who == "somebody else")]
+
+
+def test_what_stands_before_a_phase_is_noted_anew_after_its_rollback(empty_database: Database, tmp_path: Path) -> None:
+    database = empty_database
+    database.execute("CREATE TABLE item (id int)")
+    install(database)
+    noted = "SELECT run_id FROM pgrollout.snapshot WHERE phase = 'phase1'"
+    step = steps_of(tmp_path, "CREATE INDEX CONCURRENTLY i ON item (id);")[0]
+    undo = {"id": "001_test/i", "rollback": True, "undoes": ["001_test/i"], "kind": "DROP INDEX CONCURRENTLY"}
+    first = claim(database)
+    for _ in range(2):  # once more by a run that goes on: what the phase has made half is no "before"
+        database.execute("SELECT pgrollout.take_snapshot(%s, 'phase1', 0)", first)
+        carry_out(database, first, [step] if database.value("SELECT to_regclass('i') IS NULL") else [])
+    finish(database, first, "failed")
+    second = claim(database)
+    database.execute("SELECT pgrollout.take_snapshot(%s, 'phase1', 0)", second)
+    assert database.value(noted) == first
+    carry_out(database, second, [step | undo | {"sql": "DROP INDEX CONCURRENTLY i"}])
+    database.execute("SELECT pgrollout.end_rollback(%s, 'phase1')", second)
+    finish(database, second)
+    database.execute("CREATE TABLE others (id int)")
+    third = claim(database)
+    database.execute("SELECT pgrollout.take_snapshot(%s, 'phase1', 0)", third)
+    assert database.value(noted) == third
+    assert database.query("SELECT object FROM pgrollout.catalog_differences('phase1')") == []
 
 
 @pytest.mark.ci

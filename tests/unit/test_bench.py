@@ -169,7 +169,7 @@ def test_an_application_has_rows_to_draw_at_any_scale() -> None:
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [
-        ("stal", "there is no bench 'stal'; name one of backfill, stall, recovery, overhead."),
+        ("stal", "there is no bench 'stal'; name one of backfill, growth, stall, recovery, overhead."),
         ("stall --only pgsql", "--only pgsql is nothing that is compared here; name one of alembic, dbmate, ours,"),
         ("stall --scale 0", "expected --scale over 0 and --runs of at least 1, found 0 and 3."),
         ("--runs 0", "found 1 and 0."),
@@ -182,4 +182,4 @@ def test_a_line_that_makes_no_sense_is_refused(line: str, sentence: str, capsys:
 
 
 def test_without_a_name_everything_is_measured() -> None:
-    assert arguments([]).what == ["backfill", "stall", "recovery", "overhead"]
+    assert arguments([]).what == ["backfill", "growth", "stall", "recovery", "overhead"]

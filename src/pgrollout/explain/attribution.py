@@ -100,6 +100,7 @@ class Attribution:
         self.outside: dict[int, Measures] = {}
         self._slack = [_ROUNDING_MS * (node.loops or 0) / n for node, n in zip(nodes, processes(nodes), strict=True)]
         self._rounding = list(self._slack)
+        self._ordinary = [[child for child in node.children if not child.is_initplan] for node in nodes]
         for node in nodes:
             if node.parent is not None and not node.is_initplan:
                 self._charge(node.parent, node, self.inclusive[node.number])
@@ -163,18 +164,29 @@ class Attribution:
         for node in candidates:
             if self._fits(node, initplan, wanted):
                 return node
-        # Without VERBOSE the output, and so who asks, is not printed.
-        for node in printed_under.subtree():
-            if node.number not in inside and self._fits(node, initplan, wanted):
+        # Without VERBOSE the output, and so who asks, is not printed: somebody whose own time it can be part of, who
+        # is below nodes whose whole time it can be part of.
+        stack = [printed_under]
+        while stack:
+            node = stack.pop()
+            if self._fits(node, initplan, wanted):
                 return node
+            below = reversed(self._ordinary[node.number])
+            stack += [child for child in below if self._holds(self.inclusive, child, initplan, wanted)]
         return candidates[0]
 
     def _fits(self, node: Node, initplan: Node, wanted: Measures) -> bool:
+        return self._holds(self.exclusive, node, initplan, wanted)
+
+    def _holds(self, taken: Sequence[Measures], node: Node, initplan: Node, wanted: Measures) -> bool:
+        """Whether an InitPlan can be part of what a node took."""
         if node.loops == 0 and initplan.loops:
             return False
-        own = self.exclusive[node.number]
         slack = self._slack[node.number] + self._rounding[initplan.number] + _ROUNDING_MS
-        return all(own.get(key, value) + (slack if key.endswith(TIME) else 0) >= value for key, value in wanted.items())
+        return all(
+            taken[node.number].get(key, value) + (slack if key.endswith(TIME) else 0) >= value
+            for key, value in wanted.items()
+        )
 
 
 def cte_scans(nodes: Sequence[Node]) -> dict[int, list[Node]]:

@@ -85,7 +85,7 @@ def caveats(nodes: Sequence[Node]) -> dict[int, Caveat]:
 
 
 def _below(node: Node, child: Node, above: Caveat | None) -> Caveat | None:
-    """Why a child is not read to its end. (One rule a line: what the executor does, node type by node type.)"""
+    """Why a child is not read to its end, or its rows count twice: what the executor does, node type by node type."""
     if child.is_subplan or child.is_initplan:
         return _DECIDED if _may_be_decided_early(node, child) else None
     kind, side = node.type, child.relationship

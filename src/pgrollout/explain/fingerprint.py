@@ -49,6 +49,7 @@ CONDITIONS = (
     "Conflict Arbiter Indexes",
     "Conflict Filter",
 )
+_APPENDS = ("Append", "Merge Append")
 _PARAMETER = re.compile(r"\$\d+")
 _PARTITION = re.compile(r"(?:_?(?:[a-z]?\d+))+(?=_|$)|_default$")
 
@@ -160,12 +161,13 @@ def _conditions(node: Node, names: Mapping[str, str], aliases: Mapping[str, str]
 
 def _folded(nodes: Sequence[Node], lines: Sequence[str]) -> list[str]:
     """The lines with partitions named without numbers, and empty ones for partitions that are read like another."""
-    plain = list(lines)
+    plain, below = list(lines), set()
     for node in nodes:
-        if any(above.type in ("Append", "Merge Append") for above in node.ancestors()):
+        if node.parent and (node.parent.type in _APPENDS or node.parent.number in below):
+            below.add(node.number)
             plain[node.number] = re.sub(r"[\w$]+", lambda match: _PARTITION.sub("*", match[0]), plain[node.number])
     for node in nodes:
-        if node.type in ("Append", "Merge Append"):
+        if node.type in _APPENDS:
             seen = set()
             for child in node.children:
                 numbers = [below.number for below in child.subtree()]

@@ -25,11 +25,12 @@ _WIDTH = 100  # of a condition; what is longer is cut
 def tree(plans: Any) -> list[str]:
     """The lines of what explain_parse returns.
 
-    A line a node: what it took itself (ms, and its share of all nodes), its loops, rows per loop as actual / estimated,
-    shared blocks (8 kB, hit or read) of its own; columns that nobody measured are left out, without ANALYZE there are
-    cost and estimated rows. `!` marks a fifth, `!!` half of the time; of the blocks or else the rows read where times
-    are unknown; of the cost where nothing ran. Below a node stands only what explains it: rows it threw away with the condition that did
-    so, spills, misestimates, heap fetches, lossy blocks, workers that did not come. Last, a line of the totals.
+    A line a node: what it took itself (ms, and its share of all nodes), its loops, rows per loop as actual/estimated,
+    shared blocks (8 kB, hit or read) of its own. Columns that nobody measured are left out; without ANALYZE there are
+    cost and estimated rows. `!` marks a fifth of all time, `!!` half; of the blocks or else the rows read where times
+    are unknown; of the cost where nothing ran. Below a node stands only what explains it: many rows thrown away, with
+    the condition that did so, spills, misestimates, heap fetches, lossy blocks, workers that did not come. Last, a
+    line of the totals.
     """
     found = documents(plans, "explain_tree")
     nodes = flat(found, "explain_tree")

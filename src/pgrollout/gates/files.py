@@ -74,11 +74,14 @@ def schema() -> dict[str, Any]:
     return found
 
 
-def _settings(text: str, path: str) -> dict[str, Any]:
-    try:
-        given = _plain(yaml.safe_load(text))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2027-02-31
-        raise RolloutError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+def read_limits(path: Path) -> dict[str, Any]:
+    """The limits of a gate file, completed with the schema's defaults."""
+    return _settings(_text(path), str(path))
+
+
+def limits_of(given: Any, path: str) -> dict[str, Any]:
+    """Limits that were read from YAML already; the path is for messages."""
+    given = _plain(given)
     fault = best_match(Draft202012Validator(schema()).iter_errors(given))
     if fault:
         raise RolloutError(f"{path}: {_sentence(fault)}")
@@ -86,6 +89,13 @@ def _settings(text: str, path: str) -> dict[str, Any]:
     for waiver in settings["waivers"]:
         _waiver(waiver, settings, path)
     return settings
+
+
+def _settings(text: str, path: str) -> dict[str, Any]:
+    try:
+        return limits_of(yaml.safe_load(text), path)
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: 2027-02-31
+        raise RolloutError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
 
 
 def _plain(value: Any) -> Any:

@@ -1,4 +1,4 @@
-"""explain_gate: what a gate file and what was measured of its query come to."""
+"""What a gate file and what was measured of its query come to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 from pgrollout.gates import baseline_gates, plan_gates
 from pgrollout.gates.plan_gates import Sample, sample
 from pgrollout.gates.verdict import Verdict, amount, unknown
-from pgrollout.migration.validation import migrations_in
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 _UNDEFINED = ("42703", "42P01", "42883", "42704")  # column, table, function, type
@@ -30,11 +29,14 @@ def verdicts(
     results = []
     for case in gate["cases"]:
         modes = measured["cases"].get(case, {"error": "not measured"})
+        earlier = (before or {}).get("cases", {}).get(case, {})
+        if gate.get("taken_back") and not any("plan" in mode for mode in earlier.values() if isinstance(mode, dict)):
+            results.append(_result("baseline", case, "", unknown("it could not run before the first phase either")))
+            continue
         if "error" in modes:
             results.append(_result("cases", case, "", unknown(modes["error"])))
             continue
         for mode in gate["plan_modes"]:
-            earlier = (before or {}).get("cases", {}).get(case, {})
             results += _of_mode(gate, measured, before, case, mode, modes.get(mode, {}), earlier.get(mode, {}))
     day = datetime.date.fromisoformat(today) if today else datetime.datetime.now(datetime.UTC).date()
     return [_waived(result, gate["waivers"], day) for result in results]
@@ -73,6 +75,8 @@ def _compared(
 ) -> Verdict:
     if "plan" not in earlier or before is None:
         return unknown(earlier.get("error", "nothing was measured before the first phase"))
+    if earlier.get("parameters") != taken.parameters:
+        return unknown("before the first phase it was measured with other parameters, because other rows were there")
     same_major = before["version"] // 10000 == measured["version"] // 10000
     return baseline_gates.GATES[name](rule, taken, sample(earlier, before["tables"], spread), same_major)
 
@@ -103,7 +107,8 @@ def _preconditions(gate: dict[str, Any], measured: dict[str, Any]) -> list[Verdi
         if value != expected and not (
             expected in ("true", "false") and value == {"true": "on", "false": "off"}[expected]
         ):
-            found.append(Verdict("inconclusive", value, expected, reason=f"{name} is {value}, expected {expected}"))
+            told = "is not known" if value is None else f"is {value}"
+            found.append(Verdict("inconclusive", value, expected, reason=f"{name} {told}, expected {expected}"))
     return found + _statistics(rules, measured)
 
 
@@ -147,12 +152,6 @@ def _fits(waiver: dict[str, Any], result: dict[str, Any]) -> bool:
 
 def _result(gate: str, case: str, mode: str, verdict: Verdict) -> dict[str, Any]:
     return {"gate": gate, "case": case, "mode": mode, **verdict.as_dict()}
-
-
-def due(rollout: dict[str, Any], plan: dict[str, Any], states_wanted: list[str] | None = None) -> list[dict[str, Any]]:
-    """The gates of the migrations whose every step is in one of these states; satisfied where nothing is given."""
-    names = migrations_in(plan, set(states_wanted or ["satisfied"]))
-    return [gate for gate in rollout["gates"] if gate["migration"] in names]
 
 
 def judged(gates: list[dict[str, Any]], measured: dict[str, Any], baseline: dict[str, Any]) -> dict[str, Any]:

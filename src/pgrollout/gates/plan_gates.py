@@ -17,12 +17,14 @@ _SCANS_BY_INDEX = ("Index Scan", "Index Only Scan", "Bitmap Index Scan")
 
 @dataclass(frozen=True)
 class Sample:
-    """What was measured of a case in a mode: the last plan, its metrics, the times of each run, the gate's settings."""
+    """What was measured of a case in a mode: the last plan, its metrics, the times of each run, the parameters as text,
+    the gate's settings."""
 
     plan: dict[str, Any]
     metrics: dict[str, Any]
     execution_ms: list[float]
     planning_ms: list[float]
+    parameters: list[str | None] | None
     tables: dict[str, Any]
     max_spread: float
 
@@ -39,7 +41,8 @@ class Sample:
 def sample(measured: dict[str, Any], tables: dict[str, Any], max_spread: float) -> Sample:
     """Of what measure.sql found of one case and mode."""
     plan = measured["plan"]
-    return Sample(plan, metrics([plan]), measured["execution_ms"], measured["planning_ms"], tables, max_spread)
+    times = measured["execution_ms"], measured["planning_ms"]
+    return Sample(plan, metrics([plan]), *times, measured.get("parameters"), tables, max_spread)
 
 
 # ---- how it reads

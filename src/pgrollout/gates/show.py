@@ -5,11 +5,13 @@ from __future__ import annotations
 import statistics
 from typing import Any
 
+from pgrollout.explain.tree import tree
 from pgrollout.gates.verdict import STATUSES, amount
 
 
 def gate_lines(gates: list[dict[str, Any]], measured: dict[str, Any], judged: dict[str, Any]) -> list[str]:
-    """judged: {gate id: verdicts}. Alike sentences of several cases and plan modes stand there once."""
+    """judged: {gate id: verdicts}. Alike sentences of several cases and plan modes stand there once; of a gate that
+    failed the first plan that did so follows."""
     lines = []
     for gate in gates:
         results = judged[gate["id"]]
@@ -22,6 +24,7 @@ def gate_lines(gates: list[dict[str, Any]], measured: dict[str, Any], judged: di
         for (status, name, reason, hint), where in told.items():
             places = f" ({', '.join(filter(None, where))})" if any(where) else ""
             lines.append(f"  {status}: {name}{places}: {reason}{_ended(reason)}{' ' if hint else ''}{hint}")
+        lines += [f"    {line}" for line in _plan(measured[gate["id"]], results)]
     return lines
 
 
@@ -50,6 +53,14 @@ def _figures(measured: dict[str, Any]) -> str:
     if not times:
         return ""
     return f" ({len(times)} plans; {amount(max(times))} ms, {amount(max(blocks))} blocks at most)"
+
+
+def _plan(measured: dict[str, Any], results: list[dict[str, Any]]) -> list[str]:
+    for result in results:
+        plan = measured["cases"].get(result["case"], {}).get(result["mode"], {}).get("plan")
+        if result["status"] == "fail" and plan:
+            return tree([plan])
+    return []
 
 
 def _ended(sentence: str) -> str:

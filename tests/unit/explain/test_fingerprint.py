@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from pgrollout.explain.conditions import normalised
 from pgrollout.explain.fingerprint import LEVELS, fingerprint
-from tests.support.explained import capture, captured, node
+from pgrollout.explain.read import explain_parse
+from tests.support.explained import capture, captured, node, records
 
 # The captured queries that versions plan each in its own way; all others are one plan in every capture.
 PLANNED_DIFFERENTLY = {
@@ -38,6 +39,17 @@ def test_a_plan_has_one_fingerprint_in_all_versions_and_with_all_options(level: 
     assert len(found) > 130
     differ = {query for query, hashes in found.items() if len(hashes) > 1}
     assert differ == PLANNED_DIFFERENTLY.keys() - ({"initplan_minmax"} if level != "full" else set())
+
+
+def test_a_plan_has_one_fingerprint_in_all_formats() -> None:
+    """Every fifth capture. Without VERBOSE, TEXT does not tell the alias of ROWS FROM from a function."""
+    for record in records()[::5]:
+        outputs = [[text] for text in record["texts"].values()] + ([record["pair"]] if "pair" in record else [])
+        found = {
+            fingerprint([document for text in output for document in explain_parse(text)])["full"]["text"]
+            for output in outputs
+        }
+        assert len(found) == 1 or "rows_from" in record["id"], record["id"]
 
 
 def hashes(*roots: dict[str, Any]) -> list[dict[str, str]]:
