@@ -220,7 +220,11 @@ baseline: {shape: access, max_cost_ratio: 1.1, max_shared_blocks_ratio: 1.02, ma
     assert "another one than before the first phase" in reason
     assert "Seq Scan" in reason
     other = "cases: {typical: SELECT short_id FROM task WHERE id = 4712}"
-    elsewhere = judge(task, look(limits, head=LOOK.replace("cases: {typical: SELECT short_id FROM task WHERE id = 4711}", other)), before)
+    elsewhere = judge(
+        task,
+        look(limits, head=LOOK.replace("cases: {typical: SELECT short_id FROM task WHERE id = 4711}", other)),
+        before,
+    )
     assert {result["reason"] for result in elsewhere if result["gate"].startswith("baseline.")} == {
         "before the first phase it was measured with other parameters, because other rows were there"
     }

@@ -16,7 +16,6 @@ def explain_gate(
     gate: str | dict[str, Any],
     tables: dict[str, dict[str, Any]] | None = None,
     before: list[dict[str, Any]] | None = None,
-    today: str = "",
 ) -> list[dict[str, Any]]:
     """The verdicts of judge.verdicts on each plan.
 
@@ -33,7 +32,7 @@ def explain_gate(
     names = [f"plan {number}" for number in range(1, len(plans) + 1)] if len(plans) > 1 else [""]
     asked = limits | {"migration": "", "cases": dict.fromkeys(names, ""), "plan_modes": [""]}
     then = _measured(names, before, tables) if before is not None else None
-    return verdicts(asked, _measured(names, plans, tables), then, today)
+    return verdicts(asked, _measured(names, plans, tables), then)
 
 
 def _measured(
