@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -121,8 +122,13 @@ def test_a_gate_that_fails_stops_the_run_until_it_is_met(item: Database, playboo
         ("after phase2", "001_code/noted", "pass"),
     ]
     assert "indexes: 2 of this rollout" in words(done)
-    assert "index item_state on public.item: no gate's query uses it and never scanned;" in words(done)
+    assert "1 serve a query that has a gate" in words(done)
+    assert re.search(r"index item_state on public.item: \d+ kB; no gate's query uses it; ([\d,]+) writes", words(done))
     assert "index item_code on" not in words(done)
+    used = words(run("status.yml"))
+    assert "50 % were scanned since" in used
+    assert ": under 70 %, look into it" in used
+    assert "no gate's query uses it; never scanned; " in used
 
 
 def test_gates_by_themselves(item: Database, playbook: Playbook, tmp_path: Path) -> None:

@@ -112,8 +112,10 @@ def test_what_cannot_be_measured_says_why(item: Database, query: str, cases: str
 
 
 def test_the_timeout_ends_a_gate_and_not_those_after_it(item: Database) -> None:
-    slow = gate("SELECT count(*) FROM generate_series(1, 10000000000) WHERE :code <> ''", timeout=200)
+    cases = f"{TYPICAL}\n  zz_another: {{{{code: x}}}}".format()  # the timer strikes only once in a statement
+    slow = gate("SELECT count(*) FROM generate_series(1, 10000000000) WHERE :code <> ''", cases, timeout=200)
     found = measure(item, slow, gate("SELECT * FROM item WHERE code = :code") | {"id": "001_a/other"})
+    assert list(found["001_a/look"]["cases"]) == ["typical"]
     assert found["001_a/look"]["cases"]["typical"] == {
         "custom": {
             "parameters": ["C-1"], "execution_ms": [], "planning_ms": [], "shared_blocks": [], "sqlstate": "57014",

@@ -56,11 +56,12 @@ $$;
 
 -- How much the indexes of the rollout ([{table, name}]) are used: by the queries of gates when they were last measured,
 -- and by anybody since the server counts. A partitioned index is its partitions. `writes` of its table had to be
--- entered in it: those that changed a row without touching an index (HOT) are left out.
+-- entered in it, or tested by its WHERE: those that changed a row without touching an index (HOT) are left out.
 CREATE OR REPLACE FUNCTION pgrollout.index_usage(p_indexes jsonb)
-RETURNS TABLE (table_name text, index_name text, bytes bigint, scans bigint, writes bigint, in_gates boolean) LANGUAGE sql STABLE AS $$
+RETURNS TABLE (table_name text, index_name text, bytes bigint, scans bigint, writes bigint, partial boolean, in_gates boolean) LANGUAGE sql STABLE AS $$
     WITH asked AS (
-        SELECT i."table", i.name, x.indexrelid FROM jsonb_to_recordset(p_indexes) AS i ("table" text, name text)
+        SELECT i."table", i.name, x.indexrelid, x.indpred IS NOT NULL AS partial
+        FROM jsonb_to_recordset(p_indexes) AS i ("table" text, name text)
         JOIN pg_index AS x ON x.indrelid = to_regclass(i."table") JOIN pg_class AS c ON c.oid = x.indexrelid AND c.relname = i.name
     ), planned AS (
         SELECT DISTINCT p.name #>> '{}' AS name
@@ -68,7 +69,7 @@ RETURNS TABLE (table_name text, index_name text, bytes bigint, scans bigint, wri
              jsonb_path_query(g.measured -> 'cases', '$.**."Index Name"') AS p (name)
     )
     SELECT a."table", a.name, sum(pg_relation_size(s.indexrelid))::bigint, sum(s.idx_scan)::bigint,
-           sum(t.n_tup_ins + t.n_tup_upd - t.n_tup_hot_upd)::bigint,
+           sum(t.n_tup_ins + t.n_tup_upd - t.n_tup_hot_upd)::bigint, a.partial,
            bool_or(c.relname IN (SELECT p.name FROM planned AS p))
     FROM asked AS a
     CROSS JOIN LATERAL (SELECT a.indexrelid WHERE NOT EXISTS (SELECT FROM pg_partition_tree(a.indexrelid))
@@ -76,22 +77,31 @@ RETURNS TABLE (table_name text, index_name text, bytes bigint, scans bigint, wri
     JOIN pg_stat_user_indexes AS s ON s.indexrelid = leaf.oid
     JOIN pg_stat_user_tables AS t ON t.relid = s.relid
     JOIN pg_class AS c ON c.oid = leaf.oid
-    GROUP BY a."table", a.name
+    GROUP BY a."table", a.name, a.partial
 $$;
 
--- Whether the indexes of the rollout earn their place; the roadmap looks closer where fewer than 70 % are used.
-CREATE OR REPLACE FUNCTION pgrollout.index_lines(p_indexes jsonb) RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
-    WITH usage AS MATERIALIZED (SELECT * FROM pgrollout.index_usage(p_indexes))
-    SELECT format('indexes: %s of this rollout, %s; %s %% were scanned since %s%s', count(*), pg_size_pretty(sum(u.bytes)),
-                  round(100.0 * count(*) FILTER (WHERE u.scans > 0) / count(*)),
+-- Whether the indexes of the rollout earn their place: for the report of a run those that serve no query with a gate, for
+-- the status (p_used) also how many anybody uses, and those that nobody does. The roadmap looks closer under 70 %.
+CREATE OR REPLACE FUNCTION pgrollout.index_lines(p_indexes jsonb, p_used boolean) RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
+    WITH usage AS MATERIALIZED (
+        SELECT u.*, row_number() OVER (PARTITION BY u.in_gates AND (u.scans > 0 OR NOT p_used) ORDER BY u.bytes DESC, u.index_name) AS place,
+               u.in_gates AND (u.scans > 0 OR NOT p_used) AS earned
+        FROM pgrollout.index_usage(p_indexes) AS u
+    )
+    SELECT format('indexes: %s of this rollout, %s; %s serve a query that has a gate', count(*), pg_size_pretty(sum(u.bytes)),
+                  count(*) FILTER (WHERE u.in_gates))
+           || CASE WHEN p_used THEN format('; %s %% were scanned since %s%s', round(100.0 * count(*) FILTER (WHERE u.scans > 0) / count(*)),
                   coalesce((SELECT to_char(d.stats_reset AT TIME ZONE 'utc', 'YYYY-MM-DD HH24:MI "UTC"') FROM pg_stat_database AS d
                             WHERE d.datname = current_database()), 'the server began to count'),
-                  CASE WHEN count(*) FILTER (WHERE u.scans > 0) < 0.7 * count(*) THEN ': under 70 %, look into it' ELSE '' END)
+                  CASE WHEN count(*) FILTER (WHERE u.scans > 0) < 0.7 * count(*) THEN ': under 70 %, look into it' ELSE '' END) ELSE '' END
     FROM usage AS u HAVING count(*) > 0
     UNION ALL
-    (SELECT format('index %s on %s: %s; %s, and %s writes of its table had to keep it up', u.index_name, u.table_name,
-                   concat_ws(' and ', CASE WHEN u.in_gates THEN NULL ELSE 'no gate''s query uses it' END,
-                             CASE WHEN u.scans > 0 THEN format('scanned %s times', u.scans) ELSE 'never scanned' END),
-                   pg_size_pretty(u.bytes), to_char(u.writes, 'FM999,999,999,999,999'))
-     FROM usage AS u WHERE u.scans = 0 OR NOT u.in_gates ORDER BY u.bytes DESC, u.index_name)
+    (SELECT format('index %s on %s: %s; %s%s; %s writes of its table had to %s', u.index_name, u.table_name, pg_size_pretty(u.bytes),
+                   CASE WHEN u.in_gates THEN 'a gate''s query uses it' ELSE 'no gate''s query uses it' END,
+                   CASE WHEN NOT p_used THEN '' WHEN u.scans > 0 THEN format('; scanned %s times', u.scans) ELSE '; never scanned' END,
+                   to_char(u.writes, 'FM999,999,999,999,990'), CASE WHEN u.partial THEN 'test its WHERE' ELSE 'be entered in it' END)
+     FROM usage AS u WHERE NOT u.earned AND u.place <= 10 ORDER BY u.place)
+    UNION ALL
+    SELECT format('and %s smaller indexes like these, %s', count(*), pg_size_pretty(sum(u.bytes)))
+    FROM usage AS u WHERE NOT u.earned AND u.place > 10 HAVING count(*) > 0
 $$;

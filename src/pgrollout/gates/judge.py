@@ -28,7 +28,7 @@ def verdicts(
         return [_result("preconditions", "", "", verdict) for verdict in found]
     results = []
     for case in gate["cases"]:
-        modes = measured["cases"].get(case, {"error": "not measured"})
+        modes = measured["cases"].get(case, {"error": f"not run, because {_time_is_up(gate)}"})
         earlier = (before or {}).get("cases", {}).get(case, {})
         if gate.get("taken_back") and not any("plan" in mode for mode in earlier.values() if isinstance(mode, dict)):
             results.append(_result("baseline", case, "", unknown("it could not run before the first phase either")))
@@ -52,7 +52,7 @@ def _of_mode(
     earlier: dict[str, Any],
 ) -> list[dict[str, Any]]:
     if "plan" not in now or "error" in now:
-        error = now.get("error", f"not run, because the time for all runs ({gate['sampling']['timeout_ms']} ms) was up")
+        error = now.get("error", f"not run, because {_time_is_up(gate)}")
         return [_result("query", case, mode, Verdict("fail", reason=error, hint=_remedy(gate, now)))]
     spread = gate["sampling"]["max_spread"]
     taken = sample(now, measured["tables"], spread)
@@ -79,6 +79,10 @@ def _compared(
         return unknown("before the first phase it was measured with other parameters, because other rows were there")
     same_major = before["version"] // 10000 == measured["version"] // 10000
     return baseline_gates.GATES[name](rule, taken, sample(earlier, before["tables"], spread), same_major)
+
+
+def _time_is_up(gate: dict[str, Any]) -> str:
+    return f"the time for all runs ({gate['sampling']['timeout_ms']} ms) was up"
 
 
 def _remedy(gate: dict[str, Any], now: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ DECLARE
     answer json;
     found jsonb;
     error text;
+    timed_out boolean := false;  -- the timeout is for all runs together, and strikes only once in a statement
 BEGIN
     BEGIN
         -- A partitioned table has the rows of its leaves, and is as old as the oldest of their statistics.
@@ -57,9 +58,11 @@ BEGIN
                 RAISE;
             WHEN OTHERS OR query_canceled THEN
                 error := 'its parameters: ' || SQLERRM;
+                timed_out := SQLSTATE = '57014';
             END;
             IF error IS NOT NULL THEN
                 cases := cases || jsonb_build_object(chosen.key, jsonb_build_object('error', error));
+                EXIT WHEN timed_out;
                 CONTINUE;
             END IF;
             SELECT string_agg(format('%L::%s', v, p ->> 'type'), ', ' ORDER BY n) INTO given
@@ -90,14 +93,16 @@ BEGIN
                     RAISE;
                 WHEN OTHERS OR query_canceled THEN
                     found := found || jsonb_build_object('error', SQLERRM, 'sqlstate', SQLSTATE);
+                    timed_out := SQLSTATE = '57014';
                 END;
                 IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_gate') THEN
                     DEALLOCATE pgrollout_gate;
                 END IF;
                 modes := modes || jsonb_build_object(mode, found);
-                EXIT WHEN found ->> 'sqlstate' = '57014';  -- the timeout is for all runs together
+                EXIT WHEN timed_out;
             END LOOP;
             cases := cases || jsonb_build_object(chosen.key, modes);
+            EXIT WHEN timed_out;
         END LOOP;
     EXCEPTION WHEN lock_not_available THEN  -- tells nothing of the query
         cases := (SELECT jsonb_object_agg(c.key, jsonb_build_object('error', SQLERRM)) FROM jsonb_each(gate -> 'cases') AS c);

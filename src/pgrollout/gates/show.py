@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import statistics
 from typing import Any
 
@@ -10,22 +11,42 @@ from pgrollout.gates.verdict import STATUSES, amount
 
 
 def gate_lines(gates: list[dict[str, Any]], measured: dict[str, Any], judged: dict[str, Any]) -> list[str]:
-    """judged: {gate id: verdicts}. Alike sentences of several cases and plan modes stand there once; of a gate that
-    failed the first plan that did so follows."""
+    """judged: {gate id: verdicts}. What several cases and plan modes have alike stands there once, with the worst
+    value; of a gate that failed the first plan that did so follows."""
     lines = []
     for gate in gates:
         results = judged[gate["id"]]
         lines.append(f"{status_of(results):<12} {gate['id']}: {gate['title']}{_figures(measured[gate['id']])}")
-        told: dict[tuple[str, ...], list[str]] = {}
+        alike: dict[tuple[str, ...], list[dict[str, Any]]] = {}
         for result in results:
             if result["status"] != "pass":
-                sentence = (result["status"], result["gate"], result["reason"], result["hint"])
-                told.setdefault(sentence, []).append(" ".join(filter(None, (result["case"], result["mode"]))))
-        for (status, name, reason, hint), where in told.items():
-            places = f" ({', '.join(filter(None, where))})" if any(where) else ""
-            lines.append(f"  {status}: {name}{places}: {reason}{_ended(reason)}{' ' if hint else ''}{hint}")
+                told = re.sub(r"[\d.,]+", "", result["reason"])
+                alike.setdefault((result["status"], result["gate"], told, result["hint"]), []).append(result)
+        for (status, name, _, hint), group in alike.items():
+            worst = max(group, key=_size)
+            reason = worst["reason"]
+            plans = sum(result["gate"] == name for result in results)
+            lines.append(f"  {status}: {name}{_places(group, worst, plans)}: {reason}{_ended(reason)} {hint}".rstrip())
         lines += [f"    {line}" for line in _plan(measured[gate["id"]], results)]
     return lines
+
+
+def _size(result: dict[str, Any]) -> float:
+    return result["observed"] if isinstance(result["observed"], int | float) else 0
+
+
+def _places(group: list[dict[str, Any]], worst: dict[str, Any], plans: int) -> str:
+    """` (all 6 plans, worst: newest custom)`"""
+    names = [_place(result) for result in group if _place(result)]
+    if not names:
+        return ""
+    where = f"all {plans} plans" if len(names) == plans > 1 else ", ".join(names)
+    differ = len({result["reason"] for result in group}) > 1
+    return f" ({where}; worst: {_place(worst)})" if differ else f" ({where})"
+
+
+def _place(result: dict[str, Any]) -> str:
+    return f"{result['case']} {result['mode']}".strip()
 
 
 def gate_failures(judged: dict[str, Any]) -> list[str]:
