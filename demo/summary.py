@@ -34,6 +34,7 @@ BACKUP = """
 SELECT b.evidence ->> 'bytes', b.evidence ->> 'rows', b.evidence ->> 'restore_seconds' FROM pgrollout.backup AS b
 ORDER BY b.backup_id DESC LIMIT 1
 """
+GATES = "SELECT line FROM pgrollout.gate_lines()"
 NEXT = """Try next:
   ansible-playbook status.yml   -l local                        where it stands
   ansible-playbook migrate.yml  -l local                        again: changed=0
@@ -55,6 +56,7 @@ def lines(connection: Any) -> list[str]:
         megabytes = int(size) / 1024**2
         text.append(f"backup: {megabytes:.0f} MB, {int(rows):,} rows, restored and compared in {float(seconds):.0f} s")
     text.append("validated: every object by name, definition and validity, and every check of each validate.sql")
+    text += [line for (line,) in _rows(connection, GATES)]
     return [*text, "", NEXT]
 
 

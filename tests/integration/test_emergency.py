@@ -80,6 +80,7 @@ def stopped(walkers: Walkers) -> Stopped:
     )
 
 
+@pytest.mark.ci
 def test_immediate_during_a_run(stopped: Stopped) -> None:
     assert stopped.flags == OFF
     assert len(stopped.holder) == 1  # the run lock was held: immediate did not ask for it
@@ -148,6 +149,7 @@ def test_partial_takes_only_what_this_rollout_made(stopped: Stopped) -> None:
 # ---- said wrongly, or not at all
 
 
+@pytest.mark.ci
 def test_a_rollback_that_is_not_clear_changes_nothing(stopped: Stopped) -> None:
     walk, database = stopped.walk, stopped.walk.database
     before, rows = picture(database), ledger_rows(database)

@@ -266,6 +266,7 @@ def stop(subject: Subject, server: Server, started: Started, chance: random.Rand
     return run
 
 
+@pytest.mark.ci
 def test_a_server_that_stops_in_mid_backfill(subject: Subject, server: Server, chance: random.Random) -> None:
     tasks = subject.database.value("SELECT count(*) FROM project_management_tasks")
     with Witness(subject.database) as witness:

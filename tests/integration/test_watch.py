@@ -124,6 +124,7 @@ def test_a_stop_ends_a_build_but_not_a_drop(ledger: Database, run: int, tmp_path
     assert ledger.query("SELECT what FROM pgrollout.event WHERE what = 'cancelled' AND run_id = %s", second) == []
 
 
+@pytest.mark.ci
 def test_from_a_playbook(playbook: Playbook, empty_database: Database, tmp_path: Path) -> None:
     """The run stops with the reason, the INVALID index goes, the next run builds it."""
     files = {"phase1/001_one/apply.sql": INDEX, "phase1/001_one/rollback.sql": "DROP INDEX CONCURRENTLY item_note;"}

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.load import gate_names, load_rollout
+from pgrollout.migration.load import load_rollout, required_indexes
 from tests.support.rollouts import PHASE, rollout_of, write_rollout
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +212,17 @@ def test_names_that_look_alike_in_an_id_are_told_apart(tmp_path: Path) -> None:
     assert names(rollout_of(tmp_path, {"001_a": text})) == ["a_b", "a_b.create", "a.b", "a.b.add"]
 
 
-def test_gate_names_hold_what_is_quoted(tmp_path: Path) -> None:
-    write_rollout(tmp_path, {"phase1/001_a/gates/x.gate.yml": 'index: ["Order Idx", a.b-c]\nuses: plain_idx\n'})
-    assert gate_names(tmp_path) >= {"Order Idx", "a.b-c", "plain_idx"}
+def test_gates_come_in_order_and_name_the_indexes_they_rely_on(tmp_path: Path) -> None:
+    files = {f"{phase}/phase.yml": PHASE.format(name=phase, needs="") for phase in ("phase10", "phase2")}
+    for phase in ("phase10", "phase2"):
+        files |= {
+            f"{phase}/001_a/apply.sql": INDEX,
+            f"{phase}/001_a/gates/look.sql": "SELECT 1",
+            f"{phase}/001_a/gates/look.gate.yml": "title: x\ncases: {all: SELECT}\n"
+            'gates: {require_index: [{table: a, index: ["Order Idx", a.b-c]}, {table: a, index: i}]}\n',
+        }
+    gates = load_rollout(str(write_rollout(tmp_path, files)))["gates"]
+    assert [gate["phase"] for gate in gates] == ["phase2", "phase10"]
+    assert required_indexes(gates) == {"Order Idx", "a.b-c", "i"}
+    (tmp_path / "phase2/001_a/gates/look.gate.yml").write_text("title: x\ncases: {all: SELECT}\ngates: {fast: yes}")
+    assert refusal(tmp_path).startswith("sql/phase2/001_a/gates/look.gate.yml: gates: unknown key 'fast'; expected of ")

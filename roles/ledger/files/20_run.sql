@@ -168,11 +168,20 @@ LANGUAGE sql AS $$
     WHERE run_id = p_run AND phase = p_phase AND direction = p_direction
 $$;
 
+-- Steps that were made and not taken back. A step of the way back stays done; it is no step of a phase.
+CREATE OR REPLACE FUNCTION pgrollout.standing_step() RETURNS SETOF pgrollout.step LANGUAGE sql STABLE AS $$
+    SELECT * FROM pgrollout.step WHERE state NOT IN ('rolled_back', 'held') AND step_id NOT LIKE '% (rollback)'
+$$;
+
+CREATE OR REPLACE FUNCTION pgrollout.stands_before_rollout() RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT NOT EXISTS (SELECT FROM pgrollout.standing_step())
+$$;
+
 -- After the rollback of a phase: none of its steps counts as made any more, and its files may change again. What an
 -- operator took away stays held.
 CREATE OR REPLACE FUNCTION pgrollout.end_rollback(p_run bigint, p_phase text) RETURNS void LANGUAGE sql AS $$
     UPDATE pgrollout.step SET state = 'rolled_back', ended_at = clock_timestamp()
-    WHERE phase = p_phase AND state NOT IN ('rolled_back', 'held') AND step_id NOT LIKE '% (rollback)';
+    WHERE step_id IN (SELECT s.step_id FROM pgrollout.standing_step() AS s WHERE s.phase = p_phase);
     DELETE FROM pgrollout.cursor WHERE step_id IN (SELECT step_id FROM pgrollout.step WHERE phase = p_phase);
     DELETE FROM pgrollout.migration WHERE phase = p_phase;
     SELECT pgrollout.end_phase(p_run, p_phase, 'rollback');

@@ -74,7 +74,7 @@ CREATE OR REPLACE FUNCTION pgrollout.digests(p_max_bytes bigint) RETURNS jsonb L
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrollout')
 $$;
 
--- The roadmap's performance baseline: {tables, indexes, statements}. `statements` are the ten that cost most, or the
+-- The roadmap's performance baseline: {tables (sizes, how they are read), indexes (how often), statements}. `statements` are the ten that cost most, or the
 -- reason why there are none.
 CREATE OR REPLACE FUNCTION pgrollout.statistics() RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -96,7 +96,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object(
         'tables', (SELECT coalesce(jsonb_object_agg(format('%I.%I', t.schemaname, t.relname), jsonb_build_object(
-                              'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
+                              'bytes', pg_total_relation_size(t.relid), 'rows', t.n_live_tup, 'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
                               'seq_tup_read', t.seq_tup_read, 'idx_scan', t.idx_scan, 'idx_tup_fetch', t.idx_tup_fetch)), '{}')
                    FROM pg_stat_user_tables AS t WHERE t.schemaname <> 'pgrollout'),
         'indexes', (SELECT coalesce(jsonb_object_agg(format('%I.%I', i.schemaname, i.indexrelname), i.idx_scan), '{}')
@@ -109,9 +109,7 @@ $$;
 CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p_max_bytes bigint) RETURNS void LANGUAGE sql AS $$
     INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests, statistics)
     SELECT p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pgrollout.statistics()
-    -- A step of the way back stays done; it is no step of the phase.
-    WHERE NOT EXISTS (SELECT FROM pgrollout.step
-                      WHERE phase = p_phase AND state NOT IN ('rolled_back', 'held') AND step_id NOT LIKE '% (rollback)')
+    WHERE NOT EXISTS (SELECT FROM pgrollout.standing_step() AS s WHERE s.phase = p_phase)
     ON CONFLICT (phase) DO UPDATE
     SET run_id = excluded.run_id, taken_at = clock_timestamp(), fingerprint = excluded.fingerprint,
         digests = excluded.digests, statistics = excluded.statistics

@@ -84,4 +84,6 @@ CREATE OR REPLACE FUNCTION pgrollout.status() RETURNS TABLE (line text) LANGUAGE
     SELECT format('backup: %s, %s old, %s', b.evidence ->> 'path', date_trunc('second', clock_timestamp() - b.recorded_at),
                   CASE WHEN (b.evidence ->> 'verified')::boolean THEN 'verified by a restore' ELSE 'NOT verified' END)
     FROM (SELECT * FROM pgrollout.backup ORDER BY backup_id DESC LIMIT 1) AS b
+    UNION ALL
+    SELECT g.line FROM pgrollout.gate_lines() AS g
 $$;

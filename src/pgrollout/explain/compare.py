@@ -84,7 +84,7 @@ def compare(before: Any, after: Any) -> dict[str, Any]:
         changes += _join_orders(pairs)
     return {
         "same_plan": not any(change["kind"] in STRUCTURE for change in changes),
-        "lines": list(_lines(changes)),
+        "lines": list(lines(changes)),
         "changes": changes,
     }
 
@@ -265,7 +265,8 @@ def _differs(old: float | None, new: float | None, ratio: float, difference: flo
 # ---- lines
 
 
-def _lines(changes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+def lines(changes: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """A line a node, of the changes of `compare` or some of them."""
     by_place: defaultdict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for change in changes:
         alone = change["kind"] == "removed" or change["path"] is None

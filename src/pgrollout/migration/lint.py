@@ -13,7 +13,7 @@ from typing import Any
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
-from pgrollout.migration.load import gate_names, steps_of_file
+from pgrollout.migration.load import gates_below, required_indexes, steps_of_file
 from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import read_sql
 from pgrollout.migration.show import lint_lines
@@ -36,9 +36,10 @@ def lint(directory: str, schema: str = "public") -> dict[str, Any]:
     findings: list[dict[str, Any]] = []
     apply: list[dict[str, Any]] = []
     steps: list[dict[str, Any]] = []
+    relied_on = required_indexes(gates_below(root, schema))
     for path in files:
         try:
-            found = _steps(path, schema, gate_names(root))
+            found = _steps(path, schema, relied_on)
         except RolloutError as error:
             findings.append(_finding("refused", str(path), "", str(error)))
             continue

@@ -21,11 +21,12 @@ PHASE_KEYS = {"title", "objective", "expected_duration_minutes", "needs"}
 
 
 def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
-    """Returns {schema, phases: [phase], immediate}: plain dicts and lists, as filters need them.
+    """Returns {schema, phases: [phase], immediate, gates: [gate]}: plain dicts and lists, as filters need them.
 
     phase: {name, title, objective, expected_duration_minutes: {min, max}, needs: [name], migrations: [migration]}.
     migration: {name, phase, path, checksum (SHA-256 of apply.sql), header: {…}, apply: [step], rollback: [step],
     validate: [check], require: [check]}.  `immediate` is a migration too, or None where the rollout has none.
+    gate: see pgrollout.gates.files.
     Raises RolloutError with the file, what was found and what was expected.
     """
     root = Path(directory)
@@ -34,8 +35,8 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
     folders = sorted((p for p in root.glob("phase*") if p.is_dir()), key=lambda p: (len(p.name), p.name))
     if not folders:
         raise RolloutError(f"{directory}: no phase* folders found; expected at least phase1/<migration>/apply.sql.")
-    gates = gate_names(root)
-    phases = [_phase(folder, schema, gates) for folder in folders]
+    gates = gates_below(root, schema)
+    phases = [_phase(folder, schema, required_indexes(gates)) for folder in folders]
     names = [phase["name"] for phase in phases]
     for phase in phases:
         for need in phase["needs"]:
@@ -50,6 +51,7 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
         "schema": schema,
         "phases": phases,
         "immediate": immediate,
+        "gates": gates,
     }
 
 
@@ -115,15 +117,22 @@ def _phase_settings(path: Path) -> dict[str, Any]:
     return found
 
 
-def gate_names(root: Path) -> frozenset[str]:
-    """Every name that a gate file mentions, quoted ones too: an index among them is not dropped without a word."""
-    return frozenset(
-        name
-        for path in sorted(root.glob("phase*/*/gates/*"))
-        if path.is_file()
-        for pattern in (r"\w+", r"[^\s\"',:()\[\]]+", r'(?<=")[^"\n]+(?=")', r"(?<=')[^'\n]+(?=')")
-        for name in re.findall(pattern, _text(path))
-    )
+def gates_below(root: Path, schema: str) -> list[dict[str, Any]]:
+    """The performance gates of all migrations."""
+    found = []
+    for folder in sorted(root.glob("phase*/*/gates"), key=lambda path: (len(path.parts[-3]), path)):
+        # Here, because most rollouts that a test or a person lints have none.
+        from pgrollout.gates.files import gates_of
+
+        found += gates_of(folder.parent, folder.parent.name, folder.parent.parent.name, schema)
+    return found
+
+
+def required_indexes(gates: list[dict[str, Any]]) -> frozenset[str]:
+    """The indexes that gates rely on: none of them is dropped without a word."""
+    rules = [rule for gate in gates for rule in gate["gates"].get("require_index", [])]
+    named = [[rule["index"]] if isinstance(rule["index"], str) else rule["index"] for rule in rules]
+    return frozenset(name for names in named for name in names)
 
 
 def _migration(

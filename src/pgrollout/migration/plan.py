@@ -32,8 +32,10 @@ def plan_apply(
 
     facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
     Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states,
+    applied: [migration] (of all phases, as a whole), gates_failed (gates that failed when they were last measured),
     blockers: [{pid, relation, mode, user, application, state, seconds, query}]} (who is in the way right now).
-    unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing.
+    unfinished: a run died after its last step; the record of a migration (unrecorded: [name]) or its own is missing;
+    or a gate failed.
     """
     held_back = [f"-e reapply={name}: no step of that name is held." for name in reapply if not _is_held(facts, name)]
     decided_of = _decide_all(rollout, facts, switches, reapply)
@@ -41,6 +43,8 @@ def plan_apply(
     stoppers: list[str] = held_back
     drift: list[str] = []
     state_of: dict[str, str] = {}
+    applied: list[str] = []
+    ledger = facts.get("ledger", {})
     for phase in rollout["phases"]:
         steps = []
         unrecorded = []
@@ -50,6 +54,8 @@ def plan_apply(
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
                 unrecorded.append(migration["name"])
+            if _is_applied(migration, decided, ledger):
+                applied.append(migration["name"])
         state_of[phase["name"]] = _phase_state(steps)
         if phases and phase["name"] not in phases:
             continue
@@ -72,9 +78,13 @@ def plan_apply(
     return {
         "phases": planned,
         "pending": sum(step["state"] in TO_DO for phase in planned for step in phase["steps"]),
-        "unfinished": facts.get("ledger", {}).get("open", False) or any(phase["unrecorded"] for phase in planned),
+        "unfinished": bool(
+            ledger.get("open") or ledger.get("gates_failed") or any(phase["unrecorded"] for phase in planned)
+        ),
         "stoppers": stoppers + drift,
         "states": state_of,
+        "applied": applied,
+        "gates_failed": ledger.get("gates_failed", 0),
         "blockers": _blockers(planned, facts),
     }
 
@@ -133,6 +143,17 @@ def apply_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
 def materialized_views(rollout: dict[str, Any]) -> list[str]:
     """Names of the materialized views that the rollout makes."""
     return [step["object"]["name"] for step in apply_steps(rollout) if step["kind"] == "CREATE MATERIALIZED VIEW"]
+
+
+def rollout_indexes(plan: dict[str, Any]) -> list[dict[str, str]]:
+    """[{table, name}] of the indexes that the rollout makes and that stand."""
+    return [
+        {"table": step["object"]["table"], "name": step["object"]["name"]}
+        for phase in plan["phases"]
+        for step in phase["steps"]
+        if step["kind"].startswith("CREATE") and step["object"] and step["object"]["kind"] == "index"
+        if step["state"] == "satisfied" and "scaffold" not in step
+    ]
 
 
 def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
@@ -481,6 +502,14 @@ def _is_unrecorded(migration: dict[str, Any], decided: list[dict[str, Any]], fac
     done = all(step["state"] in ("satisfied", "held") for step in decided)
     ours = any(_stands(facts, step) for step in migration["apply"])
     return done and ours and migration["name"] not in facts.get("ledger", {}).get("migrations", {})
+
+
+def _is_applied(migration: dict[str, Any], decided: list[dict[str, Any]], ledger: dict[str, Any]) -> bool:
+    """Whether it stands as a whole, or was once applied as a whole and nobody has taken a part away on purpose."""
+    states = {step["state"] for step in decided}
+    if states & {"held", "off"}:
+        return False
+    return states == {"satisfied"} or migration["name"] in ledger.get("migrations", {})
 
 
 def _is_held(facts: dict[str, Any], step_id: str) -> bool:

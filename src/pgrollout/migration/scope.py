@@ -20,7 +20,7 @@ class Scope:
     filled: (table, column) that has a default.  triggers: tables with a BEFORE INSERT trigger of this file, which may
     fill what the application leaves out.
     indexes: {name: SQL} of this file's indexes.  objects: (kind, name) of what it creates.
-    gates: names that the rollout's gate files mention.
+    gates: indexes that the rollout's gate files rely on.
     """
 
     schema: str

@@ -29,18 +29,23 @@ def checks(
 
     states_wanted: satisfied alone where nothing is given.
     """
-    wanted = set(states_wanted or ["satisfied"])
-    states: dict[str, set[str]] = {}
-    for phase in plan["phases"]:
-        for step in phase["steps"]:
-            states.setdefault(step["migration"], set()).add(step["state"])
+    names = migrations_in(plan, set(states_wanted or ["satisfied"]))
     return [
         check
         for phase in rollout["phases"]
         for migration in phase["migrations"]
-        if migration["name"] in states and states[migration["name"]] <= wanted
+        if migration["name"] in names
         for check in migration["validate"]
     ]
+
+
+def migrations_in(plan: dict[str, Any], wanted: set[str]) -> set[str]:
+    """The migrations whose every step is in one of these states."""
+    states: dict[str, set[str]] = {}
+    for phase in plan["phases"]:
+        for step in phase["steps"]:
+            states.setdefault(step["migration"], set()).add(step["state"])
+    return {name for name, found in states.items() if found <= wanted}
 
 
 def _found(step: dict[str, Any]) -> str:

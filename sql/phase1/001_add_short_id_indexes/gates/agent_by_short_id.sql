@@ -1,0 +1,1 @@
+SELECT * FROM agents WHERE short_id = :short_id;

@@ -1,0 +1,1 @@
+SELECT * FROM project_management_tasks WHERE short_id = :short_id;
