@@ -103,7 +103,7 @@ class Subject:
 
     def assert_finished(self, run: Run, kept: dict[tuple[str, str], Any]) -> None:
         """The run went through, and the database is as if nothing had happened. `kept`: what was filled before it."""
-        assert run.rc == 0, run.output
+        assert run.rc == 0, run.told
         assert self.database.value("SELECT pgrollout.fingerprint()") == self.undisturbed.fingerprint
         migrations = {name for (name,) in self.database.query("SELECT migration FROM pgrollout.migration")}
         assert migrations == self.undisturbed.migrations
@@ -149,7 +149,7 @@ def kill(subject: Subject, started: Started, chance: random.Random, step: str) -
     at = subject.ask("SELECT step FROM pgrollout.run WHERE ended_at IS NULL")
     run = started.kill()
     # A session that outlived the kill before this one may have done what was left: then there is nothing to kill.
-    assert run.rc in (-9, 0), run.output
+    assert run.rc in (-9, 0), run.told
     print(f"killed after {run.seconds:.0f} s at {at}, meant {step}; still at work: {subject.workers()}")
 
 
