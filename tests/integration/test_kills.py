@@ -59,6 +59,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.given = {kind: dict(self._codes(table)) for kind, table in ENTITIES.items()}
+        self._session: Any = None
 
     def _codes(self, table: str) -> list[tuple[Any, ...]]:
         return self.database.query(f"SELECT id::text, short_id FROM {table} WHERE short_id IS NOT NULL")
@@ -69,12 +70,21 @@ class Subject:
         )
 
     def ask(self, statement: str) -> Any:
-        """One value, None where there is no row, no ledger yet or no server."""
+        """One value, None where there is no row, no ledger yet or no server.
+
+        In one session as long as the server lives: a session for each look would take the run's connections and time.
+        """
         try:
-            found = self.database.query(statement)
-        except (psycopg2.OperationalError, psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
+            self._session = self._session or self.database.connect()
+            with self._session.cursor() as cursor:
+                cursor.execute(statement)
+                found = cursor.fetchone()
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
             return None
-        return found[0][0] if found else None
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self._session = None
+            return None
+        return found[0] if found else None
 
     def filled(self) -> dict[tuple[str, str], Any]:
         """{(step, key): what the backfill wrote}, of the batches that are committed."""
