@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -12,25 +11,15 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from tests.support.modules import PLUGINS
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-MODULE = Path(__file__).resolve().parents[2] / "plugins" / "modules" / "pg_probe.py"
-
-
-def load_module() -> ModuleType:
-    """plugins/modules/pg_probe.py, for its functions."""
-    spec = importlib.util.spec_from_file_location("pg_probe", MODULE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+MODULE = PLUGINS / "modules" / "pg_probe.py"
 
 
 def call(database: Database, run: int, *tables: str, **changes: Any) -> dict[str, Any]:

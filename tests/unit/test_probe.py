@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.support.probe import load_module
+from tests.support.modules import load_module
 
-probe = load_module()
+probe = load_module("pg_probe")
 
 
 def rounded(waits: list[tuple[float, float]]) -> list[tuple[float, float]]:
