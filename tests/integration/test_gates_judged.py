@@ -168,6 +168,20 @@ def test_statistics_that_are_missing_or_old(task: Database) -> None:
     assert found[0]["hint"] == "ANALYZE public.copy."
 
 
+def test_statistics_of_a_time_when_the_table_was_smaller(task: Database) -> None:
+    """They are of today, so no precondition helps; what they make the server expect does."""
+    task.execute("CREATE TABLE copy (LIKE task) WITH (autovacuum_enabled = false)")
+    task.execute("INSERT INTO copy SELECT * FROM task WHERE state = 'rare'; ANALYZE copy")
+    limits = "preconditions: {max_stats_age: 1d}\ngates: {max_rows_estimate_error: {factor: 10}}"
+    query = "SELECT * FROM copy WHERE state = :state"
+    assert statuses(judge(task, look(limits, query, BY_STATE))) == {"pass"}
+    task.execute("INSERT INTO copy SELECT * FROM task WHERE state = 'common'")
+    found = one(judge(task, look(limits, query, BY_STATE)), "max_rows_estimate_error", case="common", mode="custom")
+    assert found["status"] == "fail"
+    assert found["reason"].startswith("Seq Scan on public.copy: ")
+    assert found["hint"].startswith("ANALYZE its tables;")
+
+
 def test_a_query_that_cannot_run_fails_and_says_why(task: Database) -> None:
     results = judge(task, look("gates: {max_temp_blocks: 0}", "SELECT gone FROM task WHERE :short_id <> ''"))
     assert statuses(results) == {"fail"}
