@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS pgrollout.phase_run (
     PRIMARY KEY (run_id, phase, direction)
 );
 
+ALTER TABLE pgrollout.phase_run ADD COLUMN IF NOT EXISTS restore_point text, ADD COLUMN IF NOT EXISTS restore_lsn pg_lsn;
+
 -- A migration that is applied as a whole, with the checksum of the file it was applied from.
 CREATE TABLE IF NOT EXISTS pgrollout.migration (
     migration text PRIMARY KEY,

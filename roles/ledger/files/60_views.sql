@@ -59,6 +59,12 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
     UNION ALL
     (SELECT format('leftover: %s: %s', e.step_id, e.detail)
      FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'leftover' ORDER BY e.event_id)
+    UNION ALL
+    (SELECT format('before %s: restore point %s at %s', p.phase, p.restore_point, p.restore_lsn)
+     FROM pgrollout.phase_run AS p WHERE p.run_id = p_run AND p.restore_point IS NOT NULL ORDER BY p.started_at)
+    UNION ALL
+    SELECT 'no restore point: WAL is archived, but ' || max(e.detail)
+    FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'no restore point' HAVING count(*) > 0
 $$;
 
 -- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.
