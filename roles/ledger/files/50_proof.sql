@@ -113,3 +113,13 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- What the database holds and looks like, a line a table, sequence and object: for `diff` with another server's.
+CREATE OR REPLACE FUNCTION pgrollout.contents_lines() RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
+    (SELECT format('table %s: %s rows, digest %s', t.key, t.value ->> 'rows', t.value ->> 'digest')
+     FROM jsonb_each(pgrollout.digests(9223372036854775807)) AS t ORDER BY t.key)
+    UNION ALL
+    (SELECT format('sequence %s: %s', q.key, q.value) FROM jsonb_each(pgrollout.sequence_values()) AS q ORDER BY q.key)
+    UNION ALL
+    (SELECT format('%s: %s', f.key, f.value) FROM jsonb_each_text(pgrollout.fingerprint()) AS f ORDER BY f.key)
+$$;
