@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.plan import apply_steps
+from pgrollout.rollout.load import load_rollout
 from tests.support.ledger import Witness
 from tests.support.waiting import wait_until
 
