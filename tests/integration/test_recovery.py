@@ -126,16 +126,22 @@ def test_back_to_before_a_phase_beside_the_live_database(
 
     archiving.begin_beside(base, point)
     try:
-        where = {"host": str(archiving.folder / "socket"), "port": 5433, "dbname": "live", "user": MIGRATION_ROLE}
+        where = {
+            "host": str(archiving.folder / "socket"),
+            "port": 5433,
+            "dbname": "live",
+            "user": MIGRATION_ROLE,
+            "passfile": live.passfile,
+        }
 
         def lines(**target: object) -> list[str]:
-            with contextlib.closing(psycopg2.connect(passfile=live.passfile, **target)) as session:
+            with contextlib.closing(psycopg2.connect(**target)) as session:
                 cursor = session.cursor()
                 cursor.execute("SELECT line FROM pgrollout.contents_lines()")
                 return [line for (line,) in cursor.fetchall()]
 
         def paused() -> bool:
-            with contextlib.closing(psycopg2.connect(passfile=live.passfile, **where)) as session:
+            with contextlib.closing(psycopg2.connect(**where)) as session:
                 cursor = session.cursor()
                 cursor.execute("SELECT pg_get_wal_replay_pause_state()")
                 return bool(cursor.fetchone() == ("paused",))
