@@ -11,6 +11,7 @@ import os
 import re
 import shutil
 import socket
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -24,6 +25,8 @@ MANIFEST = "manifest.json"
 CHECKSUMS = "SHA256SUMS"
 VERIFIED = "verified.json"
 PARTIAL = ".partial"
+STAMP = "%Y%m%dT%H%M%SZ"  # when a backup was begun, in its name
+UTC = timezone.utc  # noqa: UP017  (a target host's Python may be older than the controller's)
 
 
 def free_bytes(path: Path) -> int:
@@ -105,13 +108,20 @@ def check_files(folder: Path) -> None:
 
 
 def named(database: str, suffix: str = "") -> re.Pattern[str]:
-    return re.compile(re.escape(quote(database, safe="")) + r"-\d{8}T\d{6}Z-[A-Za-z0-9_-]+" + re.escape(suffix) + "$")
+    return re.compile(re.escape(quote(database, safe="")) + r"-(\d{8}T\d{6}Z)-[A-Za-z0-9_-]+" + re.escape(suffix) + "$")
 
 
 def backups(folder: Path, database: str, suffix: str = "") -> list[Path]:
     """The database's backups, or with suffix its unfinished ones; newest first."""
     pattern = named(database, suffix)
     return sorted((path for path in folder.iterdir() if pattern.match(path.name)), reverse=True)
+
+
+def age_days(path: Path, database: str) -> float:
+    """Days since that backup was begun, as its name says."""
+    match = named(database).match(path.name)
+    begun = datetime.strptime(match.group(1), STAMP).replace(tzinfo=UTC) if match else datetime.now(UTC)
+    return (datetime.now(UTC) - begun).total_seconds() / 86400
 
 
 def sweep(folder: Path, database: str) -> list[str]:

@@ -79,6 +79,10 @@ options:
     description: How many backups C(pruned) keeps. The newest verified one stays on top of that.
     type: int
     default: 3
+  keep_days:
+    description: C(pruned) also removes those that are older; 0 is no limit. The newest verified one stays.
+    type: int
+    default: 0
   lock_timeout_seconds:
     description: How long the dump waits for a table that somebody has locked.
     type: int
@@ -231,7 +235,7 @@ def summary(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
 def dump(params: dict[str, Any]) -> dict[str, Any]:
     folder, database, run = Path(params["dir"]).absolute(), params["login_db"], params["run"] or uuid.uuid4().hex[:8]
     started = datetime.now(UTC)
-    name = f"{quote(database, safe='')}-{started:%Y%m%dT%H%M%SZ}-{run}"
+    name = f"{quote(database, safe='')}-{started:{backup_files.STAMP}}-{run}"
     partial, complete = folder / (name + backup_files.PARTIAL), folder / name
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     gate = backup_files.lock(folder, wait=True)  # between mkdir and lock a new folder looks like one of a dead run
@@ -455,18 +459,19 @@ def prune(params: dict[str, Any], pretend: bool) -> dict[str, Any]:
     folder = Path(params["dir"]).absolute()
     complete = backup_files.backups(folder, params["login_db"]) if folder.is_dir() else []
     newest_verified = next((path for path in complete if (path / backup_files.VERIFIED).exists()), None)
+    days = params["keep_days"] or float("inf")
     removed = []
-    for path in complete[params["keep"] :]:
-        if path == newest_verified:
+    for place, path in enumerate(complete):
+        wanted = place < params["keep"] and backup_files.age_days(path, params["login_db"]) <= days
+        if wanted or path == newest_verified:
             continue
         if not pretend:
             try:
                 handle = backup_files.lock(path)
             except BlockingIOError:  # being verified
                 continue
-            doomed = path.rename(
-                path.with_name(path.name + backup_files.PARTIAL)
-            )  # half removed, it must not look like a backup
+            # Half removed, it must not look like a backup.
+            doomed = path.rename(path.with_name(path.name + backup_files.PARTIAL))
             shutil.rmtree(doomed)
             os.close(handle)
         removed.append(path.name)
@@ -505,6 +510,7 @@ def main() -> None:
             "jobs": {"type": "int", "default": 2},
             "compression": {"type": "str", "choices": ["auto", "zstd", "gzip", "none"], "default": "auto"},
             "keep": {"type": "int", "default": 3},
+            "keep_days": {"type": "int", "default": 0},
             "lock_timeout_seconds": {"type": "int", "default": 60},
             "contents_sql": {"type": "str"},
             "digest_max_bytes": {"type": "int"},

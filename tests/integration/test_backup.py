@@ -11,6 +11,7 @@ import stat
 import subprocess
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -613,6 +614,19 @@ def test_the_newest_verified_backup_is_never_removed(backups: Backups) -> None:
     assert len(backups.names()) == 5
     assert pg_backup.prune(asked, pretend=False)["removed"] == [newer[0]]
     assert backups.names() == sorted([good.name, *newer[1:], other.name])
+
+
+def test_old_backups_go_but_for_the_newest_verified_one(backups: Backups) -> None:
+    made = {}
+    for days, verified in ((1, False), (10, False), (20, True), (30, True)):
+        begun = datetime.now(UTC) - timedelta(days=days)
+        made[days] = backups.folder / f"{backups.database.name}-{begun:%Y%m%dT%H%M%SZ}-aged"
+        made[days].mkdir(parents=True)
+        if verified:
+            (made[days] / "verified.json").touch()
+    removed = pg_backup.prune(backups.params(keep=10, keep_days=5), pretend=False)["removed"]
+    assert removed == [made[10].name, made[30].name]
+    assert backups.names() == sorted([made[1].name, made[20].name])
 
 
 def test_the_role_keeps_as_many_as_it_is_told(backups: Backups) -> None:
