@@ -121,6 +121,17 @@ CREATE TABLE IF NOT EXISTS pgrollout.snapshot (
     statistics jsonb NOT NULL
 );
 
+-- What a rollback came back to: how the catalog (fingerprint: its SHA-256) and the contents differ from the snapshot.
+CREATE TABLE IF NOT EXISTS pgrollout.proof (
+    run_id bigint NOT NULL REFERENCES pgrollout.run,
+    phase text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fingerprint text NOT NULL,
+    catalog jsonb NOT NULL,
+    contents jsonb NOT NULL,
+    PRIMARY KEY (run_id, phase)
+);
+
 CREATE TABLE IF NOT EXISTS pgrollout.backup (
     backup_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     -- NULL: made by backup.yml, outside a run.

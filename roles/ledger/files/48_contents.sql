@@ -96,6 +96,11 @@ CREATE OR REPLACE FUNCTION pgrollout.fingerprint(p_access boolean DEFAULT true) 
     WHERE NOT EXISTS (SELECT FROM pg_depend AS d WHERE d.deptype = 'e' AND d.classid = o.class AND d.objid = o.oid)
 $$;
 
+-- A fingerprint as SHA-256: two catalogs are alike where it is.
+CREATE OR REPLACE FUNCTION pgrollout.fingerprint_hash(p_fingerprint jsonb) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT encode(sha256(convert_to(p_fingerprint::text, 'UTF8')), 'hex')
+$$;
+
 -- Where every sequence stands, {sequence: [last value, whether it was handed out]}.
 CREATE OR REPLACE FUNCTION pgrollout.sequence_values() RETURNS jsonb LANGUAGE plpgsql STABLE AS $$
 DECLARE

@@ -35,7 +35,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object(
         'tables', (SELECT coalesce(jsonb_object_agg(format('%I.%I', t.schemaname, t.relname), jsonb_build_object(
-                              'bytes', pg_total_relation_size(t.relid), 'rows', t.n_live_tup, 'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
+                              'bytes', pg_total_relation_size(t.relid), 'rows', t.n_live_tup, 'inserted', t.n_tup_ins, 'updated', t.n_tup_upd, 'deleted', t.n_tup_del, 'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
                               'seq_tup_read', t.seq_tup_read, 'idx_scan', t.idx_scan, 'idx_tup_fetch', t.idx_tup_fetch)), '{}')
                    FROM pg_stat_user_tables AS t WHERE t.schemaname <> 'pgrollout'),
         'indexes', (SELECT coalesce(jsonb_object_agg(format('%I.%I', i.schemaname, i.indexrelname), i.idx_scan), '{}')
@@ -114,10 +114,23 @@ BEGIN
 END
 $$;
 
+-- Compares the database with the snapshot from before p_phase, and keeps what comes of it as the proof of its rollback.
+CREATE OR REPLACE FUNCTION pgrollout.prove(p_run bigint, p_phase text) RETURNS jsonb LANGUAGE sql AS $$
+    INSERT INTO pgrollout.proof AS p (run_id, phase, fingerprint, catalog, contents)
+    SELECT p_run, p_phase, pgrollout.fingerprint_hash(pgrollout.fingerprint()),
+           (SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.object), '[]') FROM pgrollout.catalog_differences(p_phase) AS d),
+           (SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.table_name), '[]') FROM pgrollout.content_differences(p_phase) AS d)
+    ON CONFLICT (run_id, phase) DO UPDATE
+    SET at = clock_timestamp(), fingerprint = excluded.fingerprint, catalog = excluded.catalog, contents = excluded.contents
+    RETURNING to_jsonb(p)
+$$;
+
 -- What the database holds and looks like, a line a table, sequence and object: for `diff` with another server's.
 CREATE OR REPLACE FUNCTION pgrollout.contents_lines() RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
     (SELECT format('table %s: %s rows, digest %s', t.key, t.value ->> 'rows', t.value ->> 'digest')
      FROM jsonb_each(pgrollout.digests(9223372036854775807)) AS t ORDER BY t.key)
+    UNION ALL
+    SELECT 'catalog: fingerprint ' || pgrollout.fingerprint_hash(pgrollout.fingerprint())
     UNION ALL
     (SELECT format('sequence %s: %s', q.key, q.value) FROM jsonb_each(pgrollout.sequence_values()) AS q ORDER BY q.key)
     UNION ALL

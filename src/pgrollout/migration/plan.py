@@ -156,6 +156,17 @@ def rollout_indexes(plan: dict[str, Any]) -> list[dict[str, str]]:
     ]
 
 
+def rollout_fills(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """[{id, phase, table, key, columns}] of the backfills of the plan's phases, whether done or not."""
+    wanted = ("table", "key", "columns")
+    return [
+        {"id": step["id"], "phase": phase["name"], **{name: step["backfill"][name] for name in wanted}}
+        for phase in plan["phases"]
+        for step in phase["steps"]
+        if step["mode"] == "data"
+    ]
+
+
 def rollback_steps(rollout: dict[str, Any]) -> list[dict[str, Any]]:
     """Every rollback step of the rollout, marked so that its facts have a key of their own."""
     return [

@@ -1,0 +1,1 @@
+"""What a rollback's proof says: how two catalogs and two contents differ."""
