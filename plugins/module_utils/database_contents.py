@@ -35,25 +35,50 @@ def prepare(session: Any, functions: str) -> None:
         cursor.execute("SET row_security = off")  # fails where a policy would hide rows
 
 
-def contents(session: Any, digest_max_bytes: int | None = None) -> dict[str, Any]:
-    """{tables: {name: {rows, digest}}, sequences: {name: [value, handed out]}, catalog: {object: definition}}.
+def contents(session: Any, digest_max_bytes: int | None = None, like: dict[str, Any] | None = None) -> dict[str, Any]:
+    """{tables: {name: {rows, digest, sample}}, sequences: {name: [value, handed out]}, catalog: {object: definition}}.
 
-    In the session's snapshot. A table larger than `digest_max_bytes` is counted, and its digest is None.
+    In the session's snapshot. Of a table larger than `digest_max_bytes` only a sample is digested: `sample` is the
+    condition of its rows, and None otherwise. Without a primary key there is none, and its digest is None. `like`: the
+    tables of other contents, whose samples are taken here too.
     """
     found: dict[str, Any] = {"tables": {}}
     with session.cursor() as cursor:
         cursor.execute(TABLES)
         for schema, table, name, size, columns in cursor.fetchall():
-            if digest_max_bytes is not None and size > digest_max_bytes:
-                cursor.execute(sql.SQL("SELECT count(*) FROM ONLY {}").format(sql.Identifier(schema, table)))
-                found["tables"][name] = {"rows": cursor.fetchone()[0], "digest": None}
+            whole = sql.Identifier(schema, table)
+            if like is not None:
+                sample, counted = _sampled_like(like.get(name))
             else:
-                cursor.execute("SELECT pg_temp.digest(%s::regclass, %s)", (name, columns))
-                (answer,) = cursor.fetchone()
-                found["tables"][name] = {key: answer[key] for key in ("rows", "digest")}
+                sample, counted = _sampled(cursor, name, digest_max_bytes is not None and size > digest_max_bytes)
+            found["tables"][name] = {"sample": sample, **_rows(cursor, whole, name, columns, sample, counted)}
         cursor.execute("SELECT pg_temp.sequence_values(), pg_temp.fingerprint(false)")
         found["sequences"], found["catalog"] = cursor.fetchone()
     return found
+
+
+def _sampled(cursor: Any, name: str, large: bool) -> tuple[str | None, bool]:
+    """(the sample's condition, whether the table is only counted)"""
+    if not large:
+        return None, False
+    cursor.execute("SELECT pg_temp.sample_of(%s::regclass)", (name,))
+    (condition,) = cursor.fetchone()
+    return condition, condition is None
+
+
+def _sampled_like(other: dict[str, Any] | None) -> tuple[str | None, bool]:
+    return (other["sample"], other["digest"] is None) if other else (None, False)
+
+
+def _rows(cursor: Any, table: Any, name: str, columns: list[str], sample: str | None, counted: bool) -> dict[str, Any]:
+    answer = {"digest": None}
+    if not counted:
+        cursor.execute("SELECT pg_temp.digest(%s::regclass, %s, %s)", (name, columns, sample or "true"))
+        (answer,) = cursor.fetchone()
+    if counted or sample:
+        cursor.execute(sql.SQL("SELECT count(*) FROM ONLY {}").format(table))
+        return {"rows": cursor.fetchone()[0], "digest": answer["digest"]}
+    return {key: answer[key] for key in ("rows", "digest")}
 
 
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:

@@ -91,7 +91,9 @@ options:
     description: The SQL functions that tell what a database holds. Needed by C(dumped) and C(verified).
     type: str
   digest_max_bytes:
-    description: Larger tables are counted only. Without it the rows of all tables are compared.
+    description:
+      - Of larger tables the rows are counted, and only a sample of them is compared, from ranges of the primary key.
+        Without it the rows of all tables are compared. C(verified) takes the samples of the dump.
     type: int
   verify_on:
     description:
@@ -163,7 +165,7 @@ facts:
   type: dict
 backup:
   description: Id, path, bytes, started, finished, lsn, number of tables, number of rows; when the state is verified,
-    also verified, verified_on, restore_seconds, not_restored, counted_only, sequences, objects and amcheck.
+    also verified, verified_on, restore_seconds, not_restored, counted_only, sampled, sequences, objects and amcheck.
   returned: state is dumped or verified
   type: dict
 removed:
@@ -373,15 +375,16 @@ def restore(
             there, reader, path, bin_dir, params, pg_programs.major(client_version) >= 17 > server_major
         )
         database_contents.prepare(reader, params["contents_sql"])
-        found = database_contents.contents(reader, params["digest_max_bytes"])
+        found = database_contents.contents(reader, like=manifest["contents"]["tables"])
         checked = _amcheck(there, bin_dir, application) if way == "server" else "not run: it needs a scratch server"
-    counted = [name for name, table in manifest["contents"]["tables"].items() if table["digest"] is None]
+    tables = manifest["contents"]["tables"].items()
     proof = {
         "verified": True,
         "verified_on": way,
         "restore_seconds": seconds,
         "not_restored": left_out,
-        "counted_only": counted,
+        "counted_only": [name for name, table in tables if table["digest"] is None],
+        "sampled": [name for name, table in tables if table["sample"]],
         "sequences": len(found["sequences"]),
         "objects": len(found["catalog"]),
         "amcheck": checked,

@@ -209,6 +209,46 @@ def test_neither_order_nor_a_sessions_settings_matter(session: Any) -> None:
         session.rollback()
 
 
+def sample_size(session: Any, table: str) -> int:
+    condition = value(session, f"SELECT pgrollout.sample_of('{table}', 5, 100)")
+    columns = f"array(SELECT attname::text FROM pg_attribute WHERE attrelid = '{table}'::regclass AND attnum > 0)"
+    with session.cursor() as cursor:
+        cursor.execute(f"SELECT pgrollout.digest('{table}', {columns}, %s) -> 'rows'", (condition,))
+        return int(cursor.fetchone()[0])
+
+
+@pytest.mark.parametrize(
+    ("columns", "key", "values"),
+    [
+        ("id int", "id", "g"),
+        ("id uuid", "id", "md5(g::text)::uuid"),
+        ("id text", "id", "md5(g::text) || E'\\'\\\\,{}\"'"),
+        ('a timestamptz, "B" numeric', 'a, "B"', "'2024-03-31 00:59:59.5Z'::timestamptz + g / 7 * '1 us'::interval, g"),
+    ],
+)
+def test_a_sample_is_ranges_of_the_key(session: Any, columns: str, key: str, values: str) -> None:
+    try:
+        with session.cursor() as cursor:
+            cursor.execute(f"CREATE TABLE big ({columns}, PRIMARY KEY ({key}));")
+            cursor.execute(f"INSERT INTO big SELECT {values} FROM generate_series(1, 5000) AS g")
+            assert sample_size(session, "big") == 100  # no statistics: from the first key on
+            cursor.execute("ANALYZE big; SET LOCAL DateStyle = 'SQL, DMY'; SET LOCAL TimeZone = 'Asia/Tokyo'")
+            assert 450 <= sample_size(session, "big") <= 510
+    finally:
+        session.rollback()
+
+
+def test_a_small_table_is_its_own_sample_and_one_without_a_key_has_none(session: Any) -> None:
+    try:
+        with session.cursor() as cursor:
+            cursor.execute("CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1), (2)")
+            cursor.execute("CREATE TABLE heap (id int)")
+        assert sample_size(session, "small") == 2
+        assert value(session, "SELECT pgrollout.sample_of('heap')") is None
+    finally:
+        session.rollback()
+
+
 def test_where_sequences_stand(session: Any) -> None:
     try:
         with session.cursor() as cursor:

@@ -117,14 +117,54 @@ BEGIN
 END
 $$;
 
--- Order-independent digest of some columns of a table: {rows, digest}. The settings that shape a value's text are pinned.
-CREATE OR REPLACE FUNCTION pgrollout.digest(p_table regclass, p_columns text[]) RETURNS jsonb LANGUAGE plpgsql STABLE
+-- Order-independent digest of some columns of a table, of the rows of p_where alone: {rows, digest}. The settings that
+-- shape a value's text are pinned.
+CREATE OR REPLACE FUNCTION pgrollout.digest(p_table regclass, p_columns text[], p_where text DEFAULT 'true') RETURNS jsonb LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog SET lc_monetary = 'C' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
 DECLARE
     v_answer jsonb;
 BEGIN
-    EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM ONLY %s AS t',
-        (SELECT string_agg(format('t.%I', c), ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table) INTO v_answer;
+    EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM ONLY %s AS t WHERE %s',
+        (SELECT string_agg(format('t.%I', c), ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table, p_where) INTO v_answer;
     RETURN v_answer || jsonb_build_object('columns', to_jsonb(p_columns));
+END
+$$;
+
+-- Which rows of a very large table to take for all of it, as a condition for digest(): p_ranges ranges of its primary key,
+-- p_rows rows each, begun where the statistics say that as many rows lie between one and the next (without statistics only
+-- the first). NULL: it has no primary key.
+CREATE OR REPLACE FUNCTION pgrollout.sample_of(p_table regclass, p_ranges integer DEFAULT 10, p_rows integer DEFAULT 10000) RETURNS text LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog SET lc_monetary = 'C' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
+DECLARE
+    v_keys text[];
+    v_first record;  -- column of the key
+    v_values text;  -- the key as literals, made by the server
+    v_bounds text[];
+    v_from text;
+    v_to text;
+    v_ranges text[] := '{}';
+BEGIN
+    SELECT array_agg(format('t.%I', a.attname) ORDER BY k.place),
+           string_agg(format('quote_literal(t.%I) || %L', a.attname, '::' || format_type(a.atttypid, a.atttypmod)), ' || '', '' || ' ORDER BY k.place)
+    INTO v_keys, v_values
+    FROM pg_index AS i CROSS JOIN unnest(i.indkey::smallint[]) WITH ORDINALITY AS k (attnum, place)
+    JOIN pg_attribute AS a ON a.attrelid = i.indrelid AND a.attnum = k.attnum
+    WHERE i.indrelid = p_table AND i.indisprimary AND k.place <= i.indnkeyatts;
+    IF v_keys IS NULL THEN
+        RETURN NULL;
+    END IF;
+    SELECT a.attname, format_type(a.atttypid, a.atttypmod) AS type INTO v_first
+    FROM pg_attribute AS a WHERE a.attrelid = p_table AND format('t.%I', a.attname) = v_keys[1];
+    SELECT s.histogram_bounds::text::text[] INTO v_bounds
+    FROM pg_stats AS s JOIN pg_class AS c ON c.oid = p_table AND s.tablename = c.relname AND s.schemaname = c.relnamespace::regnamespace::name
+    WHERE s.attname = v_first.attname AND NOT s.inherited;
+    FOR n IN 0 .. CASE WHEN cardinality(v_bounds) > p_ranges THEN p_ranges - 1 ELSE 0 END LOOP
+        v_from := CASE n WHEN 0 THEN 'true' ELSE format('%s >= %L::%s', v_keys[1], v_bounds[1 + n * (cardinality(v_bounds) - 1) / p_ranges], v_first.type) END;
+        EXECUTE format('SELECT %s FROM ONLY %s AS t WHERE %s ORDER BY %s OFFSET %s LIMIT 1',
+            v_values, p_table, v_from, array_to_string(v_keys, ', '), p_rows - 1) INTO v_to;
+        v_ranges := v_ranges || format('(%s AND %s)', v_from, CASE WHEN v_to IS NULL THEN 'true' ELSE format('(%s) <= (%s)', array_to_string(v_keys, ', '), v_to) END);
+        EXIT WHEN v_to IS NULL;
+    END LOOP;
+    RETURN array_to_string(v_ranges, ' OR ');
 END
 $$;

@@ -1,15 +1,18 @@
 -- What the database looked like and held before each phase, and how that compares with now (see 48_contents.sql).
 
--- Digests of every table outside the ledger, {table: {rows, digest, columns}}; a table over p_max_bytes has rows only
--- as the catalog estimates them, and says so.
+-- Digests of every table outside the ledger, {table: {rows, digest, columns}}; of a table over p_max_bytes those of a
+-- sample of its rows, `sampled` by that condition, and `of` about how many; or, without a primary key, no digest and why
+-- it was `skipped`.
 CREATE OR REPLACE FUNCTION pgrollout.digests(p_max_bytes bigint) RETURNS jsonb LANGUAGE sql STABLE AS $$
-    SELECT coalesce(jsonb_object_agg(c.oid::regclass::text,
-               CASE WHEN pg_relation_size(c.oid) > p_max_bytes
-                    THEN jsonb_build_object('rows', c.reltuples::bigint, 'skipped', format('larger than %s', pg_size_pretty(p_max_bytes)))
-                    ELSE pgrollout.digest(c.oid::regclass, (
-                             SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute AS a
-                             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) END), '{}')
+    SELECT coalesce(jsonb_object_agg(c.oid::regclass::text, CASE
+               WHEN pg_relation_size(c.oid) <= p_max_bytes THEN pgrollout.digest(c.oid::regclass, a.columns)
+               WHEN p.condition IS NULL THEN jsonb_build_object('rows', c.reltuples::bigint,
+                   'skipped', format('it is larger than %s and has no primary key', pg_size_pretty(p_max_bytes)))
+               ELSE pgrollout.digest(c.oid::regclass, a.columns, p.condition) || jsonb_build_object('sampled', p.condition, 'of', c.reltuples::bigint) END), '{}')
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (SELECT coalesce(array_agg(a.attname::text ORDER BY a.attname), '{}') AS columns FROM pg_attribute AS a
+                        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS a
+    CROSS JOIN LATERAL (SELECT CASE WHEN pg_relation_size(c.oid) > p_max_bytes THEN pgrollout.sample_of(c.oid::regclass) END AS condition) AS p
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrollout')
 $$;
 
@@ -90,7 +93,8 @@ RETURNS TABLE (object text, found text, expected text, counts boolean) LANGUAGE 
     ORDER BY 1
 $$;
 
--- Compares the contents with the snapshot from before p_phase, over the columns that existed then: one row a table.
+-- Compares the contents with the snapshot from before p_phase, over the columns that existed then: one row a table. Of
+-- one of which a sample was taken, the rows are the sample's, and its name says so.
 CREATE OR REPLACE FUNCTION pgrollout.content_differences(p_phase text)
 RETURNS TABLE (table_name text, rows_before bigint, rows_now bigint, equal boolean) LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -98,14 +102,15 @@ DECLARE
     v_now jsonb;
 BEGIN
     FOR v_was IN SELECT d.key, d.value FROM pgrollout.snapshot AS s, jsonb_each(s.digests) AS d WHERE s.phase = p_phase ORDER BY 1 LOOP
-        table_name := v_was.key;
+        table_name := v_was.key || CASE WHEN v_was.value ? 'sampled' THEN ' (a sample)' ELSE '' END;
         rows_before := (v_was.value ->> 'rows')::bigint;
         CONTINUE WHEN v_was.value ? 'skipped';
         IF to_regclass(v_was.key) IS NULL THEN
             rows_now := NULL;
             equal := false;
         ELSE
-            v_now := pgrollout.digest(to_regclass(v_was.key), ARRAY(SELECT jsonb_array_elements_text(v_was.value -> 'columns')));
+            v_now := pgrollout.digest(to_regclass(v_was.key), ARRAY(SELECT jsonb_array_elements_text(v_was.value -> 'columns')),
+                coalesce(v_was.value ->> 'sampled', 'true'));
             rows_now := (v_now ->> 'rows')::bigint;
             equal := v_now ->> 'digest' = v_was.value ->> 'digest';
         END IF;

@@ -1,9 +1,9 @@
 -- Whether the rows that stood before a run still do: each table against its digest from before the run's first phase,
 -- with what the rollout itself filled undone, and what the application wrote meanwhile told apart by the server's counts.
 
--- digest() of a table as if the backfills p_fills ([{id, key, columns}]) had not been: where a row still holds what one
+-- digest() of a table's rows of p_where as if the backfills p_fills ([{id, key, columns}]) had not been: where a row still holds what one
 -- wrote, what it was before counts. `filled`: how many rows that were.
-CREATE OR REPLACE FUNCTION pgrollout.digest_undone(p_table regclass, p_columns text[], p_fills jsonb) RETURNS jsonb LANGUAGE plpgsql STABLE
+CREATE OR REPLACE FUNCTION pgrollout.digest_undone(p_table regclass, p_columns text[], p_fills jsonb, p_where text) RETURNS jsonb LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog SET lc_monetary = 'C' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
 DECLARE
     v_row text := (SELECT format('%I.%I', n.nspname, y.typname) FROM pg_class AS c JOIN pg_type AS y ON y.oid = c.reltype
@@ -30,8 +30,8 @@ BEGIN
         FROM jsonb_array_elements_text(v_fill -> 'columns') AS c WHERE c = ANY (p_columns);
     END LOOP;
     EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''filled'', count(*) FILTER (WHERE %s), '
-                   '''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM ONLY %s AS t%s',
-        v_filled, (SELECT string_agg(v_values ->> c, ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table, v_joins) INTO v_answer;
+                   '''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM ONLY %s AS t%s WHERE %s',
+        v_filled, (SELECT string_agg(v_values ->> c, ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table, v_joins, p_where) INTO v_answer;
     RETURN v_answer;
 END
 $$;
@@ -53,7 +53,7 @@ DECLARE
 BEGIN
     FOR v_was IN SELECT d.key, d.value, s.taken_at, s.statistics -> 'tables' AS tables
                  FROM pgrollout.snapshot AS s, jsonb_each(s.digests) AS d WHERE s.phase = p_phase ORDER BY 1 LOOP
-        table_name := v_was.key;
+        table_name := v_was.key || CASE WHEN v_was.value ? 'sampled' THEN ' (a sample)' ELSE '' END;
         rows_before := (v_was.value ->> 'rows')::bigint;
         state := 'not compared';
         SELECT NULL, NULL, NULL, NULL, NULL, NULL INTO why, rows_now, filled, inserted, updated, deleted;
@@ -68,7 +68,7 @@ BEGIN
                 SELECT coalesce(jsonb_agg(f ORDER BY f ->> 'id'), '[]') FROM jsonb_array_elements(p_fills) AS f
                 JOIN pgrollout.snapshot AS s ON s.phase = f ->> 'phase' AND s.taken_at >= v_was.taken_at
                 WHERE to_regclass(f ->> 'table') IN (v_table, pg_partition_root(v_table))
-                  AND EXISTS (SELECT FROM pgrollout.row_change AS h WHERE h.step_id = f ->> 'id')));
+                  AND EXISTS (SELECT FROM pgrollout.row_change AS h WHERE h.step_id = f ->> 'id')), coalesce(v_was.value ->> 'sampled', 'true'));
             rows_now := (v_now ->> 'rows')::bigint;
             filled := (v_now ->> 'filled')::bigint;
             state := CASE WHEN v_now ->> 'digest' = v_was.value ->> 'digest' AND rows_now = rows_before THEN 'equal' ELSE 'written' END;
@@ -98,7 +98,9 @@ CREATE OR REPLACE FUNCTION pgrollout.keep_integrity(p_run bigint, p_fills jsonb)
     ), told AS (
         SELECT 1 AS place, '' AS name, format('%s of %s tables hold every row as it was before %s (%s %%)%s', count(*) FILTER (WHERE state = 'equal'), count(*), min(phase),
                    round(100.0 * count(*) FILTER (WHERE state = 'equal') / count(*)),
-                   CASE WHEN sum(filled) > 0 THEN format(', but for %s rows that the rollout filled', sum(filled)) ELSE '' END) AS line
+                   CASE WHEN sum(filled) > 0 THEN format(', but for %s rows that the rollout filled', sum(filled)) ELSE '' END
+                   || CASE WHEN bool_or(table_name LIKE '% (a sample)') THEN format('; sampled by key range, because they are large: %s',
+                          string_agg(left(table_name, -length(' (a sample)')), ', ' ORDER BY table_name) FILTER (WHERE table_name LIKE '% (a sample)')) ELSE '' END) AS line
         FROM compared HAVING count(*) > 0
         UNION ALL
         SELECT 2, table_name, format('%s was written meanwhile: %s rows then, %s now%s', table_name, rows_before, rows_now,
