@@ -81,16 +81,36 @@ def _rows(cursor: Any, table: Any, name: str, columns: list[str], sample: str | 
     return {key: answer[key] for key in ("rows", "digest")}
 
 
+def told(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """What a proof says of how much was compared."""
+    tables = held["tables"].items()
+    return {
+        "counted_only": [name for name, table in tables if table["digest"] is None],
+        "sampled": [name for name, table in tables if table["sample"]],
+        "sequences": len(found["sequences"]),
+        "objects": len(found["catalog"]),
+    }
+
+
 def differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     """What the second lacks or has otherwise, each as a phrase; a table without a digest in the first is counted."""
+    sequences = _by_name(expected["sequences"], found["sequences"], "sequence ")
+    return table_differences(expected, found) + sequences + catalog_differences(expected, found)
+
+
+def table_differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
     tables, restored = expected["tables"], found["tables"]
-    told = [_table(name, tables.get(name), restored.get(name)) for name in sorted(tables.keys() | restored.keys())]
-    for part, what in (("sequences", "sequence "), ("catalog", "")):
-        one, other = expected[part], found[part]
-        for name in sorted(one.keys() | other.keys()):
-            then, now = one.get(name, "not there"), other.get(name, "not there")
-            told.append(f"{what}{name} was [{then}], restored [{now}]" if then != now else "")
-    return [phrase for phrase in told if phrase]
+    phrases = [_table(name, tables.get(name), restored.get(name)) for name in sorted(tables.keys() | restored.keys())]
+    return [phrase for phrase in phrases if phrase]
+
+
+def catalog_differences(expected: dict[str, Any], found: dict[str, Any]) -> list[str]:
+    return _by_name(expected["catalog"], found["catalog"], "")
+
+
+def _by_name(one: dict[str, Any], other: dict[str, Any], what: str) -> list[str]:
+    pairs = [(name, one.get(name, "not there"), other.get(name, "not there")) for name in sorted({*one, *other})]
+    return [f"{what}{name} was [{then}], restored [{now}]" for name, then, now in pairs if then != now]
 
 
 def _table(name: str, expected: dict[str, Any] | None, found: dict[str, Any] | None) -> str:

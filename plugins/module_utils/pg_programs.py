@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plugins.module_utils.pg_session import Refused
+    from plugins.module_utils.pg_session import Refused, connect, environment
 else:
-    from ansible.module_utils.pg_session import Refused
+    from ansible.module_utils.pg_session import Refused, connect, environment
 
 BIN_DIRS = ("usr/lib/postgresql/*/bin", "usr/pgsql-*/bin", "opt/homebrew/opt/postgresql@*/bin", "usr/local/pgsql/bin")
 
@@ -98,3 +98,18 @@ def knows_zstd(bin_dir: Path) -> bool:
     """Ask pg_dump itself: it looks at the codec before it tries to connect."""
     answer = ask([str(bin_dir / "pg_dump"), "--compress=zstd", "--host=/nonexistent", "--file=/dev/null"])
     return "connection to server" in answer.stderr
+
+
+def amcheck(bin_dir: Path, there: dict[str, Any], application: str) -> str:
+    """Look at every table and index of a scratch server from inside, as far as its contrib has what that needs."""
+    program = bin_dir / "pg_amcheck"
+    if not os.access(program, os.X_OK):
+        return f"not run: {program} is not there"
+    with contextlib.closing(connect(there, application)) as session, session.cursor() as cursor:
+        cursor.execute("SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'")
+        if not cursor.fetchone()[0]:
+            return "not run: the extension amcheck is not there"
+    argv = [str(program), "--install-missing", "--heapallindexed", "--parent-check", "--rootdescend", "--no-password"]
+    with client([*argv, there["login_db"]], environment(there, application)):
+        pass
+    return "passed"

@@ -26,11 +26,11 @@ except ImportError:
     psycopg2 = None
 
 if TYPE_CHECKING:
-    from plugins.module_utils import unprivileged
+    from plugins.module_utils import backup_files, unprivileged
     from plugins.module_utils.pg_programs import ask, major
     from plugins.module_utils.pg_session import Refused, connect
 else:
-    from ansible.module_utils import unprivileged
+    from ansible.module_utils import backup_files, unprivileged
     from ansible.module_utils.pg_programs import ask, major
     from ansible.module_utils.pg_session import Refused, connect
 
@@ -43,7 +43,6 @@ SETTINGS = {
     "fsync": "off",
     "full_page_writes": "off",
     "synchronous_commit": "off",
-    "wal_level": "minimal",
     "max_wal_senders": "0",
     "max_wal_size": "4GB",
     "autovacuum": "off",
@@ -74,28 +73,89 @@ def server_programs(bin_dir: Path, server_major: int) -> bool:
 
 
 @contextlib.contextmanager
+def folder_of(path: Path) -> Iterator[Path]:
+    """A folder beside a backup, and like an unfinished one to whoever cleans up: it is removed once nobody holds it."""
+    folder = path.with_name(f"{path.name}-scratch{backup_files.PARTIAL}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(0o700)
+    mine = backup_files.lock(folder)
+    try:
+        yield folder
+    finally:
+        os.close(mine)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
 def server(
     folder: Path, bin_dir: Path, source: Any, params: dict[str, Any], application: str
 ) -> Iterator[dict[str, Any]]:
     """A server below `folder` with an empty database like the one of the session `source`; how to connect to it."""
-    account = None
-    if os.geteuid() == 0 and not unprivileged.namespace_works():
-        account = unprivileged.account()
+    data = folder / "data"
+    data.mkdir(mode=0o700)
+    account = _account()
+    if account:
+        shutil.chown(data, account)
+    _make(unprivileged.prefix(account), bin_dir, data)
+    with (data / "postgresql.conf").open("a") as conf:
+        conf.write(_settings({**SETTINGS, "wal_level": "minimal"}))
+    with _started(folder, bin_dir, account, [], params, SUPERUSER, application) as there:
+        with contextlib.closing(connect(there, application)) as session, session.cursor() as cursor:
+            create(cursor, source, "scratch")
+        yield {**there, "login_db": "scratch"}
+
+
+@contextlib.contextmanager
+def copy(
+    folder: Path, bin_dir: Path, params: dict[str, Any], application: str, superuser: str, settings: dict[str, str]
+) -> Iterator[dict[str, Any]]:
+    """The server whose data directory is folder/data, a base backup with the WAL it needs; how to connect to it.
+
+    Its own configuration speaks of another host, or is not in its directory: it is not read.
+    """
+    account = _account()
+    for name, text in (("hba.conf", "local all all trust\n"), ("ident.conf", "")):
+        (folder / name).write_text(text)
+    files = {"hba_file": str(folder / "hba.conf"), "ident_file": str(folder / "ident.conf")}
+    (folder / "server.conf").write_text(_settings({**SETTINGS, **settings, **files}))
+    if account:
+        for path in (folder, *folder.rglob("*")):
+            shutil.chown(path, account)
+    own = ["-c", f"config_file={folder / 'server.conf'}"]
+    with _started(folder, bin_dir, account, own, params, superuser, application) as there:
+        yield there
+
+
+def _account() -> str | None:
+    """For `runuser`; None for a user who is not root, and for root where namespaces work."""
+    return unprivileged.account() if os.geteuid() == 0 and not unprivileged.namespace_works() else None
+
+
+def _settings(settings: dict[str, str]) -> str:
+    return "".join(f"{name} = '{value}'\n" for name, value in settings.items())
+
+
+@contextlib.contextmanager
+def _started(
+    folder: Path,
+    bin_dir: Path,
+    account: str | None,
+    options: list[str],
+    params: dict[str, Any],
+    superuser: str,
+    application: str,
+) -> Iterator[dict[str, Any]]:
+    """The server of folder/data as long as the body runs; how to connect to its database postgres."""
     with tempfile.TemporaryDirectory(prefix="pgrollout-") as sockets:  # a short path: a socket's has 103 bytes at most
-        data = folder / "data"
-        for path in (data, Path(sockets)):
-            path.mkdir(mode=0o700, exist_ok=True)
-            if account:
-                shutil.chown(path, account)
-        before = unprivileged.prefix(account)
-        _make(before, bin_dir, data)
-        with _running([*before, str(bin_dir / "postgres"), "-D", str(data), "-k", sockets], folder):
+        if account:
+            shutil.chown(sockets, account)
+        argv = [*unprivileged.prefix(account), str(bin_dir / "postgres"), "-D", str(folder / "data"), "-k", sockets]
+        with _running([*argv, *options], folder):
             none = dict.fromkeys(("login_password", "passfile", "ca_cert", "ssl_cert", "ssl_key"))
-            mine = {**params, **none, "ssl_mode": "disable", "login_host": sockets, "login_port": 5432}
-            mine = {**mine, "login_user": SUPERUSER, "login_db": "postgres"}
-            with contextlib.closing(_answering(mine, application)) as session, session.cursor() as cursor:
-                create(cursor, source, "scratch")
-            yield {**mine, "login_db": "scratch"}
+            there = {**params, **none, "ssl_mode": "disable", "login_host": sockets, "login_port": 5432}
+            there = {**there, "login_user": superuser, "login_db": "postgres"}
+            with contextlib.closing(_answering(there, application)):
+                yield there
 
 
 def _make(before: list[str], bin_dir: Path, data: Path) -> None:
@@ -104,8 +164,6 @@ def _make(before: list[str], bin_dir: Path, data: Path) -> None:
     done = ask(argv)
     if done.returncode:
         raise Refused(f"A scratch server could not be made in {data}: {(done.stderr or done.stdout).strip()[-1000:]}")
-    with (data / "postgresql.conf").open("a") as conf:
-        conf.write("".join(f"{name} = '{value}'\n" for name, value in SETTINGS.items()))
 
 
 @contextlib.contextmanager

@@ -17,8 +17,6 @@ import re
 import shutil
 import signal
 import sys
-import tempfile
-import time
 import uuid
 from datetime import datetime, timezone
 from pathlib import Path
@@ -33,11 +31,11 @@ except ImportError:
     psycopg2 = None
 
 if TYPE_CHECKING:
-    from plugins.module_utils import backup_files, database_contents, pg_programs, scratch
-    from plugins.module_utils.pg_session import OPTIONS, Refused, connect, environment, where
+    from plugins.module_utils import backup_files, logical_backup, pg_programs, physical_backup
+    from plugins.module_utils.pg_session import OPTIONS, Refused, connect, where
 else:
-    from ansible.module_utils import backup_files, database_contents, pg_programs, scratch
-    from ansible.module_utils.pg_session import OPTIONS, Refused, connect, environment, where
+    from ansible.module_utils import backup_files, logical_backup, pg_programs, physical_backup
+    from ansible.module_utils.pg_session import OPTIONS, Refused, connect, where
 
 DOCUMENTATION = r"""
 module: pg_backup
@@ -50,19 +48,31 @@ description:
   - C(state=verified) restores a backup into a scratch server of its own, or a scratch database beside the original, and
     compares what is there with what the snapshot held that the dump was made from, rows and digest of every table,
     every sequence, every object of the catalog. What was made for that is gone afterwards, whatever happened.
+  - C(state=compared) compares the database with what somebody else has restored from a backup of it.
   - C(state=pruned) removes old backups of the database, never the newest verified one.
 options:
   state:
     description: What to do.
     type: str
-    choices: [inspected, dumped, verified, pruned]
+    choices: [inspected, dumped, verified, compared, pruned]
     default: dumped
+  way:
+    description:
+      - C(dump) is pg_dump of the database, in directory format, from one snapshot.
+      - C(basebackup) is pg_basebackup of the whole server, as tar files with the WAL they need; pg_verifybackup looks
+        at them, and a server of its own is started from them. C(verified) takes the way from the backup.
+    type: str
+    choices: [dump, basebackup]
+    default: dump
   dir:
     description: Folder that holds the backups, made with mode 0700 when missing. Needed by all states but C(verified).
     type: path
   path:
     description: The backup to verify. Needed by C(verified).
     type: path
+  restored:
+    description: How to connect to what was restored, C(login_host) and so on; what it lacks is as for the original.
+    type: dict
   run:
     description: Id of the run, part of the backup's name and of the scratch database's. Letters, digits, C(-) and C(_).
     type: str
@@ -176,30 +186,26 @@ removed:
 """
 
 FORMAT = 2  # of the manifest
+WAYS = {"dump": logical_backup, "basebackup": physical_backup}
 UTC = timezone.utc  # noqa: UP017  (a target host's Python may be older than the controller's)
 
 INSPECT = """
 SELECT to_jsonb(i) FROM (
     SELECT current_setting('server_version_num')::int / 10000 AS server_major,
            current_setting('server_version') AS server_version,
-           pg_database_size(current_database()) AS database_bytes,
+           (SELECT sum(pg_database_size(oid))::bigint FROM pg_database
+            WHERE datname = current_database() OR %s = 'basebackup') AS database_bytes,
            (SELECT rolsuper OR rolcreatedb FROM pg_roles WHERE rolname = current_user) AS may_create_database,
            (SELECT setting FROM pg_settings WHERE name = 'data_directory') AS data_directory,
            host(inet_server_addr()) AS server_address
 ) i
 """
 
-# Extensions that only a superuser may create: a lesser role skips them in the scratch database, and the result says so.
-SUPERUSER_EXTENSIONS = """
-SELECT extname FROM pg_extension e JOIN pg_available_extension_versions v ON v.name = extname AND v.version = extversion
-WHERE v.superuser AND NOT v.trusted AND NOT (SELECT rolsuper FROM pg_roles WHERE rolname = current_user)
-"""
-
 
 def inspect(params: dict[str, Any]) -> dict[str, Any]:
     facts: dict[str, Any]
     with contextlib.closing(connect(params, "pgrollout/backup")) as session, session.cursor() as cursor:
-        cursor.execute(INSPECT)
+        cursor.execute(INSPECT, (params["way"],))
         (facts,) = cursor.fetchone()
     bin_dir, facts["client_version"] = pg_programs.find_clients(params["bin_dir"], facts["server_major"])
     facts["client_major"] = pg_programs.major(facts["client_version"])
@@ -208,24 +214,17 @@ def inspect(params: dict[str, Any]) -> dict[str, Any]:
     while not folder.exists():
         folder = folder.parent
     facts["free_bytes"] = backup_files.free_bytes(folder)
-    facts["scratch"] = _where_to_restore(params, bin_dir, facts["server_major"])
+    facts["scratch"] = "server"
+    facts["cannot_verify"] = ""
+    if params["way"] == "dump":
+        facts["scratch"] = logical_backup.where_to_restore(params, bin_dir, facts["server_major"])
+    else:
+        facts["cannot_verify"] = physical_backup.lacks(bin_dir, facts["server_major"])
     data, address = facts.pop("data_directory"), facts.pop("server_address")
     visible = data is not None and backup_files.is_here(address) and os.access(data, os.F_OK)
     facts["server_free_bytes"] = backup_files.free_bytes(Path(data)) if visible else None
     facts["same_filesystem"] = visible and Path(data).stat().st_dev == folder.stat().st_dev
     return facts
-
-
-def _where_to_restore(params: dict[str, Any], bin_dir: Path, server_major: int) -> str:
-    """server: one of its own, made of this host's programs; database: beside the original, on its server."""
-    wanted: str = params["verify_on"]
-    there = scratch.server_programs(bin_dir, server_major)
-    if wanted == "server" and not there:
-        raise Refused(
-            f"verify_on is server, but {bin_dir} has no initdb and postgres of PostgreSQL {server_major}; "
-            "install the server's programs on this host, set postgresql_bin_dir, or say backup_verify_on: database."
-        )
-    return ("server" if there else "database") if wanted == "auto" else wanted
 
 
 def summary(path: Path, manifest: dict[str, Any]) -> dict[str, Any]:
@@ -251,7 +250,11 @@ def dump(params: dict[str, Any]) -> dict[str, Any]:
             "id": name,
             "run": run,
             "started": stamp(started),
-            **dump_into(partial, params, run, mine),
+            "way": params["way"],
+            "database": database,
+            **WAYS[params["way"]].make(partial, params, f"pgrollout/{run}/backup", mine),
+            "bytes": sum(path.stat().st_size for path in partial.iterdir()),
+            "finished": stamp(datetime.now(UTC)),
         }
         backup_files.write(partial / backup_files.MANIFEST, json.dumps(manifest, indent=2, ensure_ascii=False) + "\n")
         backup_files.write(
@@ -267,39 +270,6 @@ def dump(params: dict[str, Any]) -> dict[str, Any]:
     finally:
         os.close(mine)
     return {"changed": True, "removed": removed, "backup": summary(complete, manifest)}
-
-
-def dump_into(partial: Path, params: dict[str, Any], run: str, handle: int) -> dict[str, Any]:
-    """pg_dump, and beside it what it should hold, both in one snapshot that this session has."""
-    application = f"pgrollout/{run}/backup"
-    with contextlib.closing(connect(params, application)) as session, session.cursor() as cursor:
-        cursor.execute("SELECT current_setting('server_version'), current_setting('server_version_num')::int / 10000")
-        server_version, server_major = cursor.fetchone()
-        bin_dir, client_version = pg_programs.find_clients(params["bin_dir"], server_major)
-        codec = params["compression"]
-        if codec == "auto":
-            codec = "zstd" if pg_programs.knows_zstd(bin_dir) else "gzip"
-        database_contents.prepare(session, params["contents_sql"])
-        cursor.execute("SELECT set_config('lock_timeout', %s, false)", (f"{params['lock_timeout_seconds']}s",))
-        cursor.execute("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY")
-        cursor.execute("SELECT pg_export_snapshot(), pg_current_wal_lsn()::text")
-        snapshot, lsn = cursor.fetchone()
-        argv = [str(bin_dir / "pg_dump"), "--format=directory", f"--file={partial}", f"--jobs={params['jobs']}"]
-        argv += [f"--snapshot={snapshot}", f"--lock-wait-timeout={params['lock_timeout_seconds']}s", "--no-password"]
-        argv += {"zstd": ["--compress=zstd"], "gzip": [], "none": ["--compress=0"]}[codec]
-        with pg_programs.client(argv, environment(params, application), [handle]):
-            held = database_contents.contents(session, params["digest_max_bytes"])
-        cursor.execute("COMMIT")
-    return {
-        "finished": stamp(datetime.now(UTC)),
-        "database": params["login_db"],
-        "server_version": server_version,
-        "client_version": client_version,
-        "compression": codec,
-        "lsn": lsn,
-        "bytes": sum(path.stat().st_size for path in partial.iterdir()),
-        "contents": held,
-    }
 
 
 def stamp(moment: datetime) -> str:
@@ -326,13 +296,10 @@ def verify(params: dict[str, Any]) -> dict[str, Any]:
         if manifest["format"] != FORMAT:
             raise Refused(f"{path} is of format {manifest['format']}, not {FORMAT}: this program did not make it.")
         removed: list[str] = []
-        restored, proof = restore(path, params, manifest, removed)
-        wrong = database_contents.differences(_without(manifest["contents"], proof["not_restored"]), restored)
-        if wrong:
-            raise Refused(
-                f"Backup {path}, restored, is not what the database held when it was made: {_few(wrong)}."
-                " Do not rely on it; make a new one."
-            )
+        application = f"pgrollout/{params['run'] or manifest['run']}/backup"
+        proof, wrong = WAYS[manifest["way"]].restore(path, params, manifest, application, removed)
+        proof = {"verified": True, **proof}
+        _believe(f"Backup {path}", wrong)
         backup_files.write(
             path / backup_files.VERIFIED, json.dumps({**proof, "at": stamp(datetime.now(UTC))}, indent=2) + "\n"
         )
@@ -342,120 +309,23 @@ def verify(params: dict[str, Any]) -> dict[str, Any]:
     return {"changed": True, "removed": removed, "backup": {**summary(path, manifest), **proof}}
 
 
-def _without(held: dict[str, Any], not_restored: list[str]) -> dict[str, Any]:
-    return {**held, "catalog": {name: what for name, what in held["catalog"].items() if name not in not_restored}}
+def compared(params: dict[str, Any]) -> dict[str, Any]:
+    proof, wrong = physical_backup.compare(params, f"pgrollout/{params['run'] or 'external'}/backup")
+    _believe("The backup", wrong)
+    return {"changed": False, "backup": {"verified": True, "verified_on": "elsewhere", **proof}}
+
+
+def _believe(what: str, wrong: list[str]) -> None:
+    if wrong:
+        raise Refused(
+            f"{what}, restored, is not what the database held when it was made: {_few(wrong)}."
+            " Do not rely on it; make a new one."
+        )
 
 
 def _few(phrases: list[str], most: int = 10) -> str:
     more = f"; and {len(phrases) - most} more" if len(phrases) > most else ""
     return "; ".join(phrases[:most]) + more
-
-
-def restore(
-    path: Path, params: dict[str, Any], manifest: dict[str, Any], removed: list[str]
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what the backup holds once it is restored, the proof); names of leftovers that went are added to `removed`."""
-    run = params["run"] or manifest["run"]
-    application = f"pgrollout/{run}/backup"
-    with contextlib.ExitStack() as stack:
-        session = stack.enter_context(contextlib.closing(connect(params, application)))
-        with session.cursor() as cursor:
-            cursor.execute("SELECT current_setting('server_version_num')::int / 10000")
-            server_major = cursor.fetchone()[0]
-        bin_dir, client_version = pg_programs.find_clients(params["bin_dir"], server_major)
-        way = _where_to_restore(params, bin_dir, server_major)
-        if way == "server":
-            folder = path.with_name(f"{path.name}-scratch{backup_files.PARTIAL}")
-            stack.enter_context(_scratch_folder(folder))
-            there = stack.enter_context(scratch.server(folder, bin_dir, session, params, application))
-        else:
-            there = stack.enter_context(scratch.database(session, params, run, removed))
-        reader = stack.enter_context(contextlib.closing(connect(there, application)))
-        left_out, seconds = _restore_into(
-            there, reader, path, bin_dir, params, pg_programs.major(client_version) >= 17 > server_major
-        )
-        database_contents.prepare(reader, params["contents_sql"])
-        found = database_contents.contents(reader, like=manifest["contents"]["tables"])
-        checked = _amcheck(there, bin_dir, application) if way == "server" else "not run: it needs a scratch server"
-    tables = manifest["contents"]["tables"].items()
-    proof = {
-        "verified": True,
-        "verified_on": way,
-        "restore_seconds": seconds,
-        "not_restored": left_out,
-        "counted_only": [name for name, table in tables if table["digest"] is None],
-        "sampled": [name for name, table in tables if table["sample"]],
-        "sequences": len(found["sequences"]),
-        "objects": len(found["catalog"]),
-        "amcheck": checked,
-    }
-    return found, proof
-
-
-@contextlib.contextmanager
-def _scratch_folder(folder: Path) -> Any:
-    """Beside the backup, and like an unfinished one to whoever cleans up: it is removed once nobody holds it."""
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(0o700)
-    mine = backup_files.lock(folder)
-    try:
-        yield
-    finally:
-        os.close(mine)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _restore_into(
-    there: dict[str, Any], session: Any, path: Path, bin_dir: Path, params: dict[str, Any], may_complain: bool
-) -> tuple[list[str], float]:
-    """(what was left out, seconds)"""
-    application = f"{session.info.parameter_status('application_name')}"
-    with session.cursor() as cursor:
-        cursor.execute(SUPERUSER_EXTENSIONS)
-        listing, skipped = table_of_contents(path, bin_dir, {name for (name,) in cursor.fetchall()})
-    begun = time.monotonic()
-    with tempfile.NamedTemporaryFile("w", encoding="utf-8") as listed:
-        listed.write(listing)
-        listed.flush()
-        argv = [str(bin_dir / "pg_restore"), f"--dbname={there['login_db']}", f"--jobs={params['jobs']}"]
-        argv += [f"--use-list={listed.name}", "--no-owner", "--no-privileges", "--no-tablespaces", "--no-password"]
-        argv += ["--no-publications", "--no-subscriptions"]  # a scratch database replicates nothing
-        if not may_complain:  # see only_unknown_timeout
-            argv += ["--exit-on-error"]
-        fast = {"PGOPTIONS": "-c synchronous_commit=off"}
-        with pg_programs.client([*argv, str(path)], {**environment(there, application), **fast}):
-            pass
-    return skipped, round(time.monotonic() - begun, 1)
-
-
-def _amcheck(there: dict[str, Any], bin_dir: Path, application: str) -> str:
-    """Every table and index looked at from inside, as far as this server's contrib has what that needs."""
-    program = bin_dir / "pg_amcheck"
-    if not os.access(program, os.X_OK):
-        return f"not run: {program} is not there"
-    with contextlib.closing(connect(there, application)) as session, session.cursor() as cursor:
-        cursor.execute("SELECT count(*) FROM pg_available_extensions WHERE name = 'amcheck'")
-        if not cursor.fetchone()[0]:
-            return "not run: the extension amcheck is not there"
-    argv = [str(program), "--install-missing", "--heapallindexed", "--parent-check", "--rootdescend", "--no-password"]
-    with pg_programs.client([*argv, there["login_db"]], environment(there, application)):
-        pass
-    return "passed"
-
-
-def table_of_contents(path: Path, bin_dir: Path, untrusted: set[str]) -> tuple[str, list[str]]:
-    """pg_restore's list of the dump without the extensions that this role may not create, and those."""
-    answer = pg_programs.ask([str(bin_dir / "pg_restore"), "--list", str(path)])
-    if answer.returncode:
-        raise Refused(f"pg_restore cannot read {path}: {answer.stderr.strip()[-2000:]}")
-    kept, skipped = [], []
-    for line in answer.stdout.splitlines(keepends=True):
-        entry = re.match(r"\d+; \d+ \d+ (?:EXTENSION -|COMMENT - EXTENSION) (\S+)", line)
-        if entry and entry.group(1) in untrusted:
-            skipped.append(f"extension {entry.group(1)}")
-        else:
-            kept.append(line)
-    return "".join(kept), sorted(set(skipped))
 
 
 def prune(params: dict[str, Any], pretend: bool) -> dict[str, Any]:
@@ -495,7 +365,7 @@ def answer(params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
         return prune(params, check_mode)
     if check_mode:
         return {"changed": True, "removed": [], "backup": {}}
-    return dump(params) if state == "dumped" else verify(params)
+    return {"dumped": dump, "verified": verify, "compared": compared}[state](params)
 
 
 def stop(number: int, _frame: object) -> None:
@@ -506,7 +376,13 @@ def main() -> None:
     path = {"type": "path"}
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["inspected", "dumped", "verified", "pruned"], "default": "dumped"},
+            "state": {
+                "type": "str",
+                "choices": ["inspected", "dumped", "verified", "compared", "pruned"],
+                "default": "dumped",
+            },
+            "restored": {"type": "dict"},
+            "way": {"type": "str", "choices": sorted(WAYS), "default": "dump"},
             "dir": path,
             "path": path,
             "run": {"type": "str"},
@@ -525,6 +401,7 @@ def main() -> None:
             ("state", "inspected", ["dir"]),
             ("state", "dumped", ["dir", "contents_sql"]),
             ("state", "verified", ["path", "contents_sql"]),
+            ("state", "compared", ["restored", "contents_sql"]),
             ("state", "pruned", ["dir"]),
         ],
         supports_check_mode=True,

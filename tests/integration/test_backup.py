@@ -10,7 +10,6 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,121 +18,13 @@ import pytest
 
 from demo.server import find_clients
 from tests.support.application import Application
-from tests.support.modules import load_module
+from tests.support.backups import Backups, pg_backup
 from tests.support.runs import assert_refused
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server
-    from tests.conftest import Database, Databases, Playbook, Run, Started
-
-ROLE = """
-- name: Back up
-  hosts: all
-  connection: local
-  gather_facts: false
-  vars:
-    ansible_python_interpreter: "{{ ansible_playbook_python }}"
-  tasks:
-    - name: Back up
-      ansible.builtin.include_role:
-        name: backup
-    - name: Hand over the evidence
-      ansible.builtin.copy:
-        content: "{{ __backup_evidence | to_json }}"
-        dest: "{{ evidence }}"
-        mode: "0600"
-"""
-
-
-pg_backup = load_module("pg_backup")
-CONTENTS_SQL = (Path(__file__).resolve().parents[2] / "roles" / "ledger" / "files" / "48_contents.sql").read_text()
-
-
-@dataclass
-class Backups:
-    """The role and the module against one database and one folder."""
-
-    database: Database
-    run: Playbook
-    folder: Path
-    work: Path
-    bin_dir: Path
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        return {
-            "backup_dir": str(self.folder),
-            "evidence": str(self.work / "evidence.json"),
-            "postgresql_bin_dir": str(self.bin_dir),
-        }
-
-    def _playbook(self, text: str) -> Path:
-        path = self.work / "play.yml"
-        path.write_text(text)
-        return path
-
-    def make(self, *args: str, check: bool = True, **variables: Any) -> Run:
-        given = self.variables | variables
-        return self.run(self._playbook(ROLE), *args, database=self.database, check=check, variables=given)
-
-    def start(self, **variables: Any) -> Started:
-        return self.run.start(self._playbook(ROLE), database=self.database, variables=self.variables | variables)
-
-    def params(self, **given: Any) -> dict[str, Any]:
-        """Arguments of the module, which calls them login_* and so on."""
-        connection = self.database.dsn()
-        login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
-        defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
-        defaults |= {"contents_sql": CONTENTS_SQL, "digest_max_bytes": None, "verify_on": "auto"}
-        rest = {
-            "passfile": connection["passfile"],
-            "ssl_mode": "prefer",
-            "ca_cert": None,
-            "ssl_cert": None,
-            "ssl_key": None,
-            "login_password": None,
-        }
-        return {**login, **defaults, **rest, "login_db": self.database.name, "bin_dir": str(self.bin_dir), **given}
-
-    def dump(self, **given: Any) -> Path:
-        return Path(pg_backup.dump(self.params(**given))["backup"]["path"])
-
-    def verify(self, path: Path, **given: Any) -> dict[str, Any]:
-        found: dict[str, Any] = pg_backup.verify(self.params(path=str(path), **given))["backup"]
-        return found
-
-    def evidence(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.work / "evidence.json").read_text())
-        return found
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
-
-    def scratch_databases(self) -> list[str]:
-        rows = self.database.query(
-            r"SELECT datname FROM pg_database WHERE datname LIKE 'pgrollout\_scratch\_%' ORDER BY 1"
-        )
-        return [name for (name,) in rows]
-
-    def replace_client(self, name: str, script: str) -> None:
-        """Put a shell script before the real client, which it can call as $real."""
-        own = self.work / "bin"
-        own.mkdir(exist_ok=True)
-        for client in ("pg_dump", "pg_restore"):
-            if not (own / client).exists():
-                (own / client).symlink_to(self.bin_dir / client)
-        (own / name).unlink()
-        (own / name).write_text(f"#!/bin/sh\nreal='{self.bin_dir / name}'\n{script}\n")
-        (own / name).chmod(0o755)
-        self.bin_dir = own
-
-
-@pytest.fixture
-def backups(server: Server, database: Database, playbook: Playbook, tmp_path: Path) -> Backups:
-    clients = find_clients(server.binaries)
-    assert clients is not None
-    return Backups(database, playbook, tmp_path / "backups", tmp_path, clients)
+    from tests.conftest import Databases, Started
 
 
 def mode(path: Path) -> int:
@@ -419,7 +310,7 @@ def test_a_sequence_and_what_stands_around_the_rows_are_compared(backups: Backup
 @pytest.mark.parametrize("on", ["server", "database"])
 def test_it_is_restored_where_it_is_told(backups: Backups, on: str) -> None:
     path = backups.dump()
-    if on == "server" and not pg_backup.scratch.server_programs(
+    if on == "server" and not pg_backup.logical_backup.scratch.server_programs(
         backups.bin_dir, backups.database.server.binaries.major
     ):
         with pytest.raises(pg_backup.Refused, match="has no initdb and postgres of PostgreSQL"):
@@ -580,7 +471,7 @@ case "$*" in *--dbname*) ;; *) exec "$real" "$@";; esac
 
 
 def test_a_killed_verification_leaves_neither_server_nor_data(backups: Backups) -> None:
-    if not pg_backup.scratch.server_programs(backups.bin_dir, backups.database.server.binaries.major):
+    if not pg_backup.logical_backup.scratch.server_programs(backups.bin_dir, backups.database.server.binaries.major):
         pytest.skip("no server programs of this version beside the clients")
     told = backups.work / "pid"
     backups.replace_client("pg_restore", SLOW_RESTORE.format(told=told))

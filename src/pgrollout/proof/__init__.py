@@ -1,1 +1,1 @@
-"""What a rollback's proof says: how two catalogs and two contents differ."""
+"""What proves a backup and a rollback, in words: how two catalogs and two contents differ, what was compared."""
