@@ -13,13 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.support.modules import PLUGINS
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-MODULE = PLUGINS / "modules" / "pg_probe.py"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(database: Database, run: int, *tables: str, **changes: Any) -> dict[str, Any]:
@@ -34,7 +33,10 @@ def call(database: Database, run: int, *tables: str, **changes: Any) -> dict[str
         "connect_params": {"passfile": database.passfile, "connect_timeout": 5},
     }
     given = json.dumps({"ANSIBLE_MODULE_ARGS": params | changes})
-    done = subprocess.run([sys.executable, str(MODULE)], input=given, capture_output=True, text=True, timeout=60)
+    main = "from tests.support.modules import load_module; load_module('pg_probe').main()"
+    done = subprocess.run(
+        [sys.executable, "-c", main], input=given, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
