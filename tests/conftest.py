@@ -221,6 +221,11 @@ class Run:
         return self.stdout + self.stderr
 
     @property
+    def told(self) -> str:
+        """The output, and what it says of errors once more at its end, where a long log is cut off before it."""
+        return "\n".join([self.output, *re.findall(r"^\[ERROR\]: .*$", self.output, re.MULTILINE)])
+
+    @property
     def changed(self) -> int:
         """Changed tasks over all hosts; -1 when the run never came to its recap."""
         return sum(counts["changed"] for counts in self.recap.values()) if self.recap else -1

@@ -125,6 +125,14 @@ def test_the_timeout_ends_a_gate_and_not_those_after_it(item: Database) -> None:
     assert "plan" in found["001_a/other"]["cases"]["typical"]["generic"]
 
 
+def test_a_timeout_outside_of_the_query_leaves_the_gate_unmeasured(item: Database) -> None:
+    look, other = gate("SELECT * FROM item WHERE code = :code", timeout=100), gate("SELECT 1 WHERE :code <> ''")
+    long = look | {"relations": ["public.item"] * 50_000}  # looking their sizes up takes longer
+    found = measure(item, long, other | {"id": "001_a/other"})
+    assert found["001_a/look"]["cases"] == {}
+    assert "plan" in found["001_a/other"]["cases"]["typical"]["generic"]
+
+
 def test_rows_and_age_of_a_partitioned_table_are_its_leaves(empty_database: Database) -> None:
     empty_database.execute(
         "CREATE TABLE p (id int, code text) PARTITION BY RANGE (id);"

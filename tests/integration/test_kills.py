@@ -59,6 +59,7 @@ class Subject:
 
     def __post_init__(self) -> None:
         self.given = {kind: dict(self._codes(table)) for kind, table in ENTITIES.items()}
+        self._session: Any = None
 
     def _codes(self, table: str) -> list[tuple[Any, ...]]:
         return self.database.query(f"SELECT id::text, short_id FROM {table} WHERE short_id IS NOT NULL")
@@ -69,12 +70,21 @@ class Subject:
         )
 
     def ask(self, statement: str) -> Any:
-        """One value, None where there is no row, no ledger yet or no server."""
+        """One value, None where there is no row, no ledger yet or no server.
+
+        In one session as long as the server lives: a session for each look would take the run's connections and time.
+        """
         try:
-            found = self.database.query(statement)
-        except (psycopg2.OperationalError, psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
+            self._session = self._session or self.database.connect()
+            with self._session.cursor() as cursor:
+                cursor.execute(statement)
+                found = cursor.fetchone()
+        except (psycopg2.errors.UndefinedTable, psycopg2.errors.InvalidSchemaName):
             return None
-        return found[0][0] if found else None
+        except (psycopg2.OperationalError, psycopg2.InterfaceError):
+            self._session = None
+            return None
+        return found[0] if found else None
 
     def filled(self) -> dict[tuple[str, str], Any]:
         """{(step, key): what the backfill wrote}, of the batches that are committed."""
@@ -103,7 +113,7 @@ class Subject:
 
     def assert_finished(self, run: Run, kept: dict[tuple[str, str], Any]) -> None:
         """The run went through, and the database is as if nothing had happened. `kept`: what was filled before it."""
-        assert run.rc == 0, run.output
+        assert run.rc == 0, run.told
         assert self.database.value("SELECT pgrollout.fingerprint()") == self.undisturbed.fingerprint
         migrations = {name for (name,) in self.database.query("SELECT migration FROM pgrollout.migration")}
         assert migrations == self.undisturbed.migrations
@@ -149,7 +159,7 @@ def kill(subject: Subject, started: Started, chance: random.Random, step: str) -
     at = subject.ask("SELECT step FROM pgrollout.run WHERE ended_at IS NULL")
     run = started.kill()
     # A session that outlived the kill before this one may have done what was left: then there is nothing to kill.
-    assert run.rc in (-9, 0), run.output
+    assert run.rc in (-9, 0), run.told
     print(f"killed after {run.seconds:.0f} s at {at}, meant {step}; still at work: {subject.workers()}")
 
 

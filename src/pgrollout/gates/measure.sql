@@ -3,17 +3,16 @@
 -- {version, tables: {name: {rows, bytes, analysed_s, indexes: {name: valid}}}, settings: {name: value}, cases: {case: {mode: {plan, parameters: [],
 -- execution_ms: [], planning_ms: [], shared_blocks: [], error}}}}.
 -- Each run is taken back, whatever the query wrote. Where the statement_timeout strikes, what was measured until then
--- stays and the run that was cut off has an error.
+-- stays and the run that was cut off has an error. It may strike anywhere, so all is done in blocks that
+-- expect it.
 DO $measure$
 DECLARE
-    gate jsonb := current_setting('pgrollout.gate')::jsonb;
-    measured jsonb := current_setting('pgrollout.measured')::jsonb;
-    signature text := (SELECT string_agg(p ->> 'type', ', ' ORDER BY n) FROM jsonb_array_elements(gate -> 'parameters') WITH ORDINALITY AS x (p, n));
-    columns text := (SELECT string_agg(format('q.%I::text', p ->> 'name'), ', ' ORDER BY n)
-                     FROM jsonb_array_elements(gate -> 'parameters') WITH ORDINALITY AS x (p, n));
+    gate jsonb;
+    signature text;
+    columns text;
     tables jsonb;
     settings jsonb;
-    cases jsonb := '{}';
+    cases jsonb;
     modes jsonb;
     drawn text[];
     given text;
@@ -22,9 +21,14 @@ DECLARE
     answer json;
     found jsonb;
     error text;
+    unknown text;  -- why nothing is known of any case
     timed_out boolean := false;  -- the timeout is for all runs together, and strikes only once in a statement
 BEGIN
     BEGIN
+        gate := current_setting('pgrollout.gate')::jsonb;
+        cases := '{}';
+        SELECT string_agg(p ->> 'type', ', ' ORDER BY n), string_agg(format('q.%I::text', p ->> 'name'), ', ' ORDER BY n) INTO signature, columns
+        FROM jsonb_array_elements(gate -> 'parameters') WITH ORDINALITY AS x (p, n);
         -- A partitioned table has the rows of its leaves, and is as old as the oldest of their statistics.
         SELECT jsonb_object_agg(r.name, jsonb_build_object('rows', s.rows, 'bytes', s.bytes, 'analysed_s', s.analysed_s, 'indexes',
                    (SELECT coalesce(jsonb_object_agg(i.relname, x.indisvalid), '{}')
@@ -54,7 +58,7 @@ BEGIN
                 IF drawn IS NULL THEN
                     error := 'its parameters: the query that draws them returns no row';
                 END IF;
-            EXCEPTION WHEN lock_not_available THEN
+            EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
                 RAISE;
             WHEN OTHERS OR query_canceled THEN
                 error := 'its parameters: ' || SQLERRM;
@@ -89,7 +93,7 @@ BEGIN
                                     (answer -> 0 -> 'Plan' ->> 'Shared Hit Blocks')::bigint + (answer -> 0 -> 'Plan' ->> 'Shared Read Blocks')::bigint));
                         END IF;
                     END LOOP;
-                EXCEPTION WHEN lock_not_available THEN
+                EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
                     RAISE;
                 WHEN OTHERS OR query_canceled THEN
                     found := found || jsonb_build_object('error', SQLERRM, 'sqlstate', SQLSTATE);
@@ -104,13 +108,25 @@ BEGIN
             cases := cases || jsonb_build_object(chosen.key, modes);
             EXIT WHEN timed_out;
         END LOOP;
-    EXCEPTION WHEN lock_not_available THEN  -- tells nothing of the query
-        cases := (SELECT jsonb_object_agg(c.key, jsonb_build_object('error', SQLERRM)) FROM jsonb_each(gate -> 'cases') AS c);
+    EXCEPTION WHEN OTHERS OR query_canceled THEN  -- tells nothing of the query
+        unknown := CASE WHEN SQLSTATE <> '57014' THEN SQLERRM END;
     END;
-    IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_gate') THEN
-        DEALLOCATE pgrollout_gate;
-    END IF;
-    PERFORM set_config('pgrollout.measured', (measured || jsonb_build_object(gate ->> 'id', jsonb_build_object(
-        'version', current_setting('server_version_num')::integer, 'tables', coalesce(tables, '{}'), 'settings', coalesce(settings, '{}'), 'cases', cases)))::text, false);
+    FOR attempt IN 1 .. 2 LOOP  -- the timeout strikes once in a statement, so at the second attempt no more
+        BEGIN
+            IF EXISTS (SELECT FROM pg_prepared_statements WHERE name = 'pgrollout_gate') THEN
+                DEALLOCATE pgrollout_gate;
+            END IF;
+            gate := current_setting('pgrollout.gate')::jsonb;
+            IF unknown IS NOT NULL THEN
+                SELECT jsonb_object_agg(c.key, jsonb_build_object('error', unknown)) INTO cases FROM jsonb_each(gate -> 'cases') AS c;
+            END IF;
+            PERFORM set_config('pgrollout.measured', (current_setting('pgrollout.measured')::jsonb || jsonb_build_object(gate ->> 'id', jsonb_build_object(
+                'version', current_setting('server_version_num')::integer, 'tables', coalesce(tables, '{}'),
+                'settings', coalesce(settings, '{}'), 'cases', coalesce(cases, '{}'))))::text, false);
+            EXIT;
+        EXCEPTION WHEN query_canceled THEN
+            NULL;
+        END;
+    END LOOP;
 END
 $measure$

@@ -48,6 +48,7 @@ def gate_queries(gates: list[dict[str, Any]], search_path: str, run: int | None 
             f"set_config('pgrollout.gate', {literal(asked)}, false)",
             block,
         ]
+    queries.append("SELECT set_config('statement_timeout', '0', false)")  # it was the queries', not the ledger's
     measured = "current_setting('pgrollout.measured')"
     if moment:
         queries.append(f"SELECT pgrollout.keep_gates({int(run or 0)}, {literal(moment)}, {measured}::jsonb)")
