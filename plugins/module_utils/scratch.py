@@ -36,7 +36,7 @@ else:
 
 SCRATCH = "pgrollout_scratch_"
 SCRATCH_LOCK = 1885827699  # class of the advisory locks that mark a scratch database as in use
-START_S = 60
+START_S = 3600  # a base backup first replays the WAL it brings; a server that has ended is noticed at once
 SUPERUSER = "postgres"
 SETTINGS = {
     "listen_addresses": "",
@@ -150,11 +150,11 @@ def _started(
         if account:
             shutil.chown(sockets, account)
         argv = [*unprivileged.prefix(account), str(bin_dir / "postgres"), "-D", str(folder / "data"), "-k", sockets]
-        with _running([*argv, *options], folder):
+        with _running([*argv, *options], folder) as process:
             none = dict.fromkeys(("login_password", "passfile", "ca_cert", "ssl_cert", "ssl_key"))
             there = {**params, **none, "ssl_mode": "disable", "login_host": sockets, "login_port": 5432}
             there = {**there, "login_user": superuser, "login_db": "postgres"}
-            with contextlib.closing(_answering(there, application)):
+            with contextlib.closing(_answering(there, application, process)):
                 yield there
 
 
@@ -167,7 +167,7 @@ def _make(before: list[str], bin_dir: Path, data: Path) -> None:
 
 
 @contextlib.contextmanager
-def _running(argv: list[str], folder: Path) -> Iterator[None]:
+def _running(argv: list[str], folder: Path) -> Iterator[Any]:
     """The server runs as long as the body, and no longer than this process, however that ends."""
     log = folder / "log"
     with log.open("wb") as out:
@@ -176,7 +176,7 @@ def _running(argv: list[str], folder: Path) -> Iterator[None]:
         )
     with _guarded(process.pid, folder):
         try:
-            yield
+            yield process
         except psycopg2.OperationalError as error:
             if process.poll() is None:
                 raise
@@ -217,13 +217,13 @@ def _plain() -> dict[str, str]:
     return {**{name: value for name, value in os.environ.items() if not name.startswith("PG")}, "LC_ALL": "C"}
 
 
-def _answering(params: dict[str, Any], application: str) -> Any:
+def _answering(params: dict[str, Any], application: str, process: Any) -> Any:
     until = time.monotonic() + START_S
     while True:
         try:
             return connect(params, application)
         except psycopg2.OperationalError:
-            if time.monotonic() > until:
+            if process.poll() is not None or time.monotonic() > until:
                 raise
             time.sleep(0.05)
 
