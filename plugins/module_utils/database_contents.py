@@ -109,7 +109,9 @@ def catalog_differences(expected: dict[str, Any], found: dict[str, Any]) -> list
 
 
 def _by_name(one: dict[str, Any], other: dict[str, Any], what: str) -> list[str]:
-    pairs = [(name, one.get(name, "not there"), other.get(name, "not there")) for name in sorted({*one, *other})]
+    # A table that is missing is told before what is missing with it.
+    names = sorted({*one, *other}, key=lambda name: (not name.startswith("table "), name))
+    pairs = [(name, one.get(name, "not there"), other.get(name, "not there")) for name in names]
     return [f"{what}{name} was [{then}], restored [{now}]" for name, then, now in pairs if then != now]
 
 

@@ -75,7 +75,8 @@ def restore(
             there = stack.enter_context(scratch.database(session, params, params["run"] or manifest["run"], removed))
         reader = stack.enter_context(contextlib.closing(connect(there, application)))
         may_complain = pg_programs.major(client_version) >= 17 > server_major
-        left_out, seconds = _restore_into(there, reader, path, bin_dir, params["jobs"], application, may_complain)
+        rights = reader if way == "server" else session  # the original knows what extensions there are to create
+        left_out, seconds = _restore_into(there, rights, path, bin_dir, params["jobs"], application, may_complain)
         held = manifest["contents"]
         database_contents.prepare(reader, params["contents_sql"])
         found = database_contents.contents(reader, like=held["tables"])

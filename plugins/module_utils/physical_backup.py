@@ -126,13 +126,22 @@ def _compared(held: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
 
 def _unpack(path: Path, folder: Path, data: Path) -> None:
     """base.tar is the data directory, pg_wal.tar the WAL it needs, <oid>.tar a tablespace each."""
-    for file in sorted(path.iterdir()):
+    for file in sorted(path.iterdir(), key=lambda each: (not each.name.startswith("base."), each.name)):
         found = re.match(r"(base|pg_wal|\d+)\.tar(\.gz)?$", file.name)
         if not found:
             continue
         place = {"base": data, "pg_wal": data / "pg_wal"}.get(found.group(1), folder / found.group(1))
         place.mkdir(mode=0o700, exist_ok=True)
-        argv = ["tar", "--extract", f"--file={file}", f"--directory={place}", *(["--gzip"] if found.group(2) else [])]
+        if found.group(1).isdigit():
+            (data / "pg_tblspc" / found.group(1)).symlink_to(place)
+        argv = [
+            "tar",
+            "--extract",
+            "--no-same-owner",
+            f"--file={file}",
+            f"--directory={place}",
+            *(["--gzip"] if found.group(2) else []),
+        ]
         answer = pg_programs.ask(argv)
         if answer.returncode:
             raise Refused(f"{file} cannot be unpacked: {answer.stderr.strip()[-1000:]}")

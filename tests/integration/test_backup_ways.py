@@ -74,6 +74,7 @@ def test_a_tablespace_comes_with_it(base: Backups, server: Server) -> None:
         base.database.query(
             "CREATE TABLE far_away TABLESPACE far AS SELECT generate_series(1, 7) AS a", user="postgres"
         )
+        base.database.query("ALTER TABLE far_away OWNER TO rollout", user="postgres")
         path = made(base)
         tables = json.loads((path / "manifest.json").read_text())["contents"]["tables"]
         assert tables["public.far_away"]["rows"] == 7

@@ -241,9 +241,9 @@ def test_a_sample_is_ranges_of_the_key(session: Any, columns: str, key: str, val
 def test_a_small_table_is_its_own_sample_and_one_without_a_key_has_none(session: Any) -> None:
     try:
         with session.cursor() as cursor:
-            cursor.execute("CREATE TABLE small (id int PRIMARY KEY); INSERT INTO small VALUES (1), (2)")
+            cursor.execute("CREATE TABLE tiny (id int PRIMARY KEY); INSERT INTO tiny VALUES (1), (2)")
             cursor.execute("CREATE TABLE heap (id int)")
-        assert sample_size(session, "small") == 2
+        assert sample_size(session, "tiny") == 2
         assert value(session, "SELECT pgrollout.sample_of('heap')") is None
     finally:
         session.rollback()

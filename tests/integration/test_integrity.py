@@ -153,13 +153,3 @@ def test_what_cannot_be_compared_says_why(ledger: Database) -> None:
         "other was not compared: it is gone",
         "part_1 was not compared: it is gone",
     ]
-
-
-def test_a_name_without_a_schema_is_looked_for_in_the_schema_of_the_run(ledger: Database, tmp_path: Path) -> None:
-    ledger.execute('CREATE SCHEMA "App"; ALTER TABLE item SET SCHEMA "App"')
-    ledger.execute(f"ALTER DATABASE {ledger.name} SET search_path = '\"App\"', public")
-    run = begin(ledger)
-    ledger.execute(f"UPDATE pgrollout.run SET search_path = 'App' WHERE run_id = {run}")
-    fills = fill(ledger, run, tmp_path, "item")
-    ledger.execute(f"ALTER DATABASE {ledger.name} RESET search_path")
-    assert told(ledger, run, fills)[0].endswith("(100 %), but for 400 rows that the rollout filled")

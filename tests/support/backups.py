@@ -70,7 +70,14 @@ class Backups:
         """Arguments of the module, which calls them login_* and so on."""
         connection = self.database.dsn()
         login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
-        defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
+        defaults = {
+            "dir": str(self.folder),
+            "run": None,
+            "jobs": 2,
+            "compression": "auto",
+            "lock_timeout_seconds": 60,
+            "keep_days": 0,
+        }
         defaults |= {"contents_sql": CONTENTS_SQL, "digest_max_bytes": None, "verify_on": "auto"}
         defaults |= {"way": "dump", "restored": None}
         rest = {

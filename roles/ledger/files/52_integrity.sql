@@ -89,12 +89,8 @@ $$;
 CREATE OR REPLACE FUNCTION pgrollout.keep_integrity(p_run bigint, p_fills jsonb) RETURNS void LANGUAGE sql AS $$
     WITH first AS (
         SELECT phase FROM pgrollout.phase_run WHERE run_id = p_run AND direction = 'apply' ORDER BY started_at LIMIT 1
-    ), fills AS (  -- a name without a schema is meant in the run's
-        SELECT coalesce(jsonb_agg(f || jsonb_build_object('table', CASE cardinality(parse_ident(f ->> 'table'))
-                   WHEN 1 THEN format('%I.%s', r.search_path, f ->> 'table') ELSE f ->> 'table' END)), '[]') AS all_of_them
-        FROM pgrollout.run AS r, jsonb_array_elements(p_fills) AS f WHERE r.run_id = p_run
     ), compared AS MATERIALIZED (
-        SELECT i.*, f.phase FROM first AS f, fills, pgrollout.integrity(f.phase, fills.all_of_them) AS i
+        SELECT i.*, f.phase FROM first AS f, pgrollout.integrity(f.phase, p_fills) AS i
     ), told AS (
         SELECT 1 AS place, '' AS name, format('%s of %s tables hold every row as it was before %s (%s %%)%s', count(*) FILTER (WHERE state = 'equal'), count(*), min(phase),
                    round(100.0 * count(*) FILTER (WHERE state = 'equal') / count(*)),
