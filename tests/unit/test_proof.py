@@ -12,6 +12,7 @@ from pgrollout.proof.backups import backup_line
 from pgrollout.proof.contents import content_lines
 from pgrollout.proof.external import external_backup, external_place, seconds_of_delta
 from pgrollout.proof.fingerprints import difference_lines, fingerprint_diff
+from plugins.module_utils import database_contents as contents
 
 COLUMN = "owner app; grants ; integer; not null {}; default {}; comment "
 
@@ -126,3 +127,38 @@ def test_a_place_that_is_none_is_refused(said: str) -> None:
 @pytest.mark.parametrize(("delta", "seconds"), [("0:00:02.345678", 2.3), ("1 day, 0:01:00.000000", 86460.0)])
 def test_the_seconds_of_a_command(delta: str, seconds: float) -> None:
     assert seconds_of_delta(delta) == seconds
+
+
+# ---- what a restore prints otherwise
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "alike"),
+    [
+        (
+            "CHECK (((status)::text = ANY ((ARRAY['a'::character varying, 'b'::character varying])::text[])))",
+            "CHECK (((status)::text = ANY (ARRAY[('a'::character varying)::text, ('b'::character varying)::text])))",
+            True,
+        ),
+        (
+            "(at > '2024-01-01'::timestamp(3) without time zone)",
+            "at > ('2024-01-01'::timestamp without time zone)",
+            True,
+        ),
+        ("(a = ANY ('{1}'::\"My.Type\"[]))", "(a = ANY ('{1}'::public.\"My.Type\"[]))", True),
+        ("CHECK ((a > 1))", "CHECK ((a > 2))", False),
+        ("CHECK ((a = 'x'::text))", "CHECK ((a = 'X'::text))", False),
+        ("CHECK ((a AND b))", "CHECK ((a OR b))", False),
+    ],
+)
+def test_a_definition_that_was_printed_read_and_printed_again(one: str, other: str, alike: bool) -> None:
+    held, found = ({"catalog": {"constraint public.t.c": f"{each}; validated t; comment "}} for each in (one, other))
+    assert (contents.catalog_differences(held, found) == []) is alike
+
+
+def test_an_invalid_index_is_in_no_dump() -> None:
+    index = "CREATE INDEX i ON public.t USING btree (a); comment ; valid {}; ready f"
+    held = {"catalog": {"index public.i": index.format("f"), "table public.t": "x"}}
+    assert contents.catalog_differences(held, {"catalog": {"table public.t": "x"}}) == []
+    held["catalog"]["index public.i"] = index.format("t")
+    assert len(contents.catalog_differences(held, {"catalog": {"table public.t": "x"}})) == 1
