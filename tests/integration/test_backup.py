@@ -91,11 +91,13 @@ def test_every_codec_can_be_restored(backups: Backups, codec: str) -> None:
     assert backups.verify(backups.dump(compression=codec))["verified"] is True
 
 
+@pytest.mark.ci
 def test_check_mode_writes_nothing(backups: Backups) -> None:
     backups.make("--check")
     assert backups.names() == []
 
 
+@pytest.mark.ci
 def test_a_password_is_nowhere_to_be_seen(backups: Backups, server: Server) -> None:
     lines = Path(server.passfile).read_text().splitlines()
     password = next(line.rpartition(":")[2] for line in lines if ":rollout:" in line)
@@ -282,6 +284,7 @@ def test_a_changed_backup_with_new_checksums_is_refused(
     assert not (path / "verified.json").exists()
 
 
+@pytest.mark.ci
 def test_a_sequence_and_what_stands_around_the_rows_are_compared(backups: Backups) -> None:
     backups.database.execute(
         "CREATE SEQUENCE tickets; SELECT nextval('tickets') FROM generate_series(1, 7);"
@@ -416,6 +419,7 @@ def hanging(backups: Backups) -> tuple[Started, int, int]:
     return started, module, client
 
 
+@pytest.mark.ci
 def test_a_killed_run_leaves_no_backup_and_stops_no_other(backups: Backups, hanging: tuple[Started, int, int]) -> None:
     started, module, client = hanging
     (partial,) = backups.names()

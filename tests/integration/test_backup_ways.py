@@ -66,6 +66,7 @@ def test_under_write_load_what_was_written_meanwhile_is_named(base: Backups) -> 
     assert not any(phrase.startswith("public.short_id_registry ") for phrase in told)
 
 
+@pytest.mark.ci
 def test_a_tablespace_comes_with_it(base: Backups, server: Server) -> None:
     place = server.folder / "space"
     place.mkdir(mode=0o700)
@@ -84,6 +85,7 @@ def test_a_tablespace_comes_with_it(base: Backups, server: Server) -> None:
         base.database.query("DROP TABLESPACE far", user="postgres")
 
 
+@pytest.mark.ci
 def test_settings_of_the_original_do_not_reach_its_copy(base: Backups) -> None:
     base.database.query("ALTER SYSTEM SET shared_preload_libraries = 'not_here'", user="postgres")
     try:
@@ -178,6 +180,7 @@ def test_a_backup_made_elsewhere_is_restored_there_and_compared_here(
     assert scratch_left(backups.database) == 0
 
 
+@pytest.mark.ci
 def test_one_that_lacks_an_object_is_refused_and_the_place_given_back(backups: Backups) -> None:
     lost = scripts(backups, "{psql} --quiet --dbname={scratch} --command='DROP TABLE agents CASCADE'")
     psql = re.search(r"\S+/psql .*?--no-password", lost["backup_external_release_command"][2])
