@@ -52,10 +52,12 @@ def libpq(params: dict[str, Any], application: str) -> dict[str, Any]:
 
 
 def environment(params: dict[str, Any], application: str) -> dict[str, str]:
-    """The same connection for PostgreSQL's programs; the environment, unlike the arguments, is not shown by ps."""
+    """The same connection for PostgreSQL's programs; the environment, unlike the arguments, is not shown by ps.
+
+    What the host's own environment says of libpq, such as PGPASSWORD, holds for them as it does for psycopg2.
+    """
     given = {name: str(params[option]) for option, _, name in NAMES if params[option] not in (None, "")}
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
-    return {**kept, **given, "PGAPPNAME": application, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C"}
+    return {**os.environ, **given, "PGAPPNAME": application, "PGCONNECT_TIMEOUT": "10", "LC_ALL": "C"}
 
 
 def connect(params: dict[str, Any], application: str) -> Any:
