@@ -67,10 +67,10 @@ lint: setup ## formats, types, YAML and Ansible rules
 	mypy
 	yamllint --strict .
 	ansible-lint
-	$(BIN)/python -m pgrollout.migration.lint sql
+	$(BIN)/python -m pgrollout.rollout.lint sql
 
 lint-sql: setup ## what the planner says of the SQL in DIR, without a database (DIR=sql FORMAT=json)
-	@$(BIN)/python -m pgrollout.migration.lint $(or $(DIR),sql) --format $(or $(FORMAT),text)
+	@$(BIN)/python -m pgrollout.rollout.lint $(or $(DIR),sql) --format $(or $(FORMAT),text)
 
 unit: setup ## the unit tests alone
 	pytest $(PARALLEL) tests/unit

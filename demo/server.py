@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import fcntl
-import functools
 import importlib.util
 import json
 import locale
@@ -36,6 +35,8 @@ from pathlib import Path
 from typing import Any
 
 import psycopg2
+
+from plugins.module_utils import unprivileged
 
 SUPERUSER = "postgres"
 MIGRATION_ROLE = "rollout"  # owns the demo and test databases, runs the migrations
@@ -157,25 +158,6 @@ def _version(folder: Path) -> str:
     if out.returncode or not found:
         raise ThrowawayError(f"{folder}/postgres does not run on this machine: {(out.stderr or out.stdout).strip()}.")
     return found[0]
-
-
-@functools.cache
-def _namespace_works() -> bool:
-    if not shutil.which("unshare"):
-        return False
-    return not subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode
-
-
-NAMESPACE = ("unshare", "--user", "--map-user=65534", "--map-group=65534", "--")
-
-
-def unprivileged_account() -> str | None:
-    """Name of an existing account for `runuser`: postgres where there is one, else nobody."""
-    for name in ("postgres", "nobody"):
-        with contextlib.suppress(KeyError):
-            pwd.getpwnam(name)
-            return name
-    return None
 
 
 def free_port() -> int:
@@ -467,9 +449,9 @@ class Server:
         if self.data.exists():  # made by one way, so kept to it
             owner = self.data.stat().st_uid
             return pwd.getpwuid(owner).pw_name if owner else None
-        if _namespace_works():
+        if unprivileged.namespace_works():
             return None
-        account = unprivileged_account()
+        account = unprivileged.account()
         if account is None or not shutil.which("runuser"):
             raise ThrowawayError(
                 "PostgreSQL does not run as root, and neither `unshare --user` nor `runuser` works here: "
@@ -485,11 +467,7 @@ class Server:
                 shutil.chown(path, account)
 
     def _run(self, tool: str, *args: str) -> subprocess.CompletedProcess[str]:
-        command = [self.binaries.tool(tool), *args]
-        if account := self._account():
-            command = ["runuser", "-u", account, "--", *command]
-        elif os.geteuid() == 0:
-            command = [*NAMESPACE, *command]
+        command = [*unprivileged.prefix(self._account()), self.binaries.tool(tool), *args]
         # PG* variables of the caller speak of another server
         environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
         environment["LC_ALL"] = "C"

@@ -34,6 +34,11 @@ BACKUP = """
 SELECT b.evidence ->> 'bytes', b.evidence ->> 'rows', b.evidence ->> 'restore_seconds' FROM pgrollout.backup AS b
 ORDER BY b.backup_id DESC LIMIT 1
 """
+# What the last run found that it left as it was.
+INTEGRITY = """
+SELECT 'data integrity: ' || e.detail FROM pgrollout.event AS e
+WHERE e.what = 'integrity' AND e.run_id = (SELECT max(run_id) FROM pgrollout.run) ORDER BY e.event_id
+"""
 GATES = "SELECT line FROM pgrollout.gate_lines()"
 NEXT = """Try next:
   ansible-playbook status.yml   -l local                        where it stands
@@ -56,7 +61,7 @@ def lines(connection: Any) -> list[str]:
         megabytes = int(size) / 1024**2
         text.append(f"backup: {megabytes:.0f} MB, {int(rows):,} rows, restored and compared in {float(seconds):.0f} s")
     text.append("validated: every object by name, definition and validity, and every check of each validate.sql")
-    text += [line for (line,) in _rows(connection, GATES)]
+    text += [line for query in (INTEGRITY, GATES) for (line,) in _rows(connection, query)]
     return [*text, "", NEXT]
 
 

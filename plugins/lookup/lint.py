@@ -1,4 +1,4 @@
-"""Lookup: what the planner says of a folder of SQL without a database. See pgrollout.migration.lint."""
+"""Lookup: what the planner says of a folder of SQL without a database. See pgrollout.rollout.lint."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ansible.plugins.lookup import LookupBase
 
 try:
     from pgrollout.errors import RolloutError
-    from pgrollout.migration.lint import lint
+    from pgrollout.rollout.lint import lint
 except ImportError as error:
     raise AnsibleError(
         "The Python package 'pgrollout' of this project is not installed; run 'make setup' first."

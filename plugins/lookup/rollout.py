@@ -1,4 +1,4 @@
-"""Lookup: reads the folder of a rollout (phases, migrations, steps). See pgrollout.migration.load."""
+"""Lookup: reads the folder of a rollout (phases, migrations, steps). See pgrollout.rollout.load."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ansible.plugins.lookup import LookupBase
 
 try:
     from pgrollout.errors import RolloutError
-    from pgrollout.migration.load import load_rollout
+    from pgrollout.rollout.load import load_rollout
 except ImportError as error:
     raise AnsibleError(
         "The Python package 'pgrollout' of this project is not installed; run 'make setup' first."

@@ -23,7 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -33,6 +33,11 @@ try:
     from psycopg2.extensions import TRANSACTION_STATUS_IDLE
 except ImportError:
     psycopg2 = None
+
+if TYPE_CHECKING:
+    from plugins.module_utils.pg_session import OPTIONS, Refused, libpq, where
+else:
+    from ansible.module_utils.pg_session import OPTIONS, Refused, libpq, where
 
 DOCUMENTATION = r"""
 module: pg_probe
@@ -127,6 +132,9 @@ options:
     description: The database.
     type: str
     required: true
+  passfile:
+    description: libpq password file.
+    type: path
   ssl_mode:
     description: libpq sslmode.
     type: str
@@ -141,7 +149,7 @@ options:
     description: Key of the client certificate.
     type: path
   connect_params:
-    description: Further settings of libpq, such as passfile.
+    description: Further settings of libpq, such as keepalives_idle.
     type: dict
     default: {}
 """
@@ -224,10 +232,6 @@ SELECT n.nspname, c.relname,
 FROM parse_ident(%s) AS p (parts)
 JOIN pg_namespace AS n ON n.nspname = p.parts[1] JOIN pg_class AS c ON c.relnamespace = n.oid AND c.relname = p.parts[2]
 """
-
-
-class Refused(Exception):  # noqa: N818  (it reads as what it is: raise Refused(...))
-    """A sentence for the operator: what was found, what was expected, what to do."""
 
 
 class Gone(Exception):  # noqa: N818
@@ -435,7 +439,7 @@ class Probe:
     def __init__(self, params: dict[str, Any]) -> None:
         self._params = params
         self._run = params["run"]
-        self._settings = libpq(params)
+        self._settings = settings(params)
         self._ledger: Any = connect(self._settings, LEDGER_SESSION)
         self._ledger_seen = time.monotonic()
         self._controller = identity(params["controller_pid"])
@@ -559,21 +563,10 @@ class Probe:
         return answer[0][0] or "" if answer else ""
 
 
-def libpq(params: dict[str, Any]) -> dict[str, Any]:
-    wanted = {
-        **params["connect_params"],
-        "host": params["login_host"],
-        "port": params["login_port"],
-        "user": params["login_user"],
-        "password": params["login_password"],
-        "dbname": params["login_db"],
-        "sslmode": params["ssl_mode"],
-        "sslrootcert": params["ca_cert"],
-        "sslcert": params["ssl_cert"],
-        "sslkey": params["ssl_key"],
-        "application_name": f"pgrollout-probe/{params['run']}",
-    }
-    return {key: value for key, value in wanted.items() if value not in (None, "")}
+def settings(params: dict[str, Any]) -> dict[str, Any]:
+    """Of libpq; what the inventory adds to them (connect_params) goes before what every module asks for."""
+    more = {name: value for name, value in params["connect_params"].items() if value not in (None, "")}
+    return {**libpq(params, f"pgrollout-probe/{params['run']}"), **more}
 
 
 def choose(found: list[tuple[str, str | None]], most: int) -> tuple[list[str], list[str]]:
@@ -642,9 +635,8 @@ def become_probe(params: dict[str, Any], say: int) -> None:
     except Refused as error:
         answer = {"failed": str(error)}
     except psycopg2.Error as error:
-        where = f"{params['login_host'] or 'local socket'}, port {params['login_port']}"
         answer = {
-            "failed": f"The downtime probe cannot work at {where}, database {params['login_db']}: "
+            "failed": f"The downtime probe cannot work at {where(params)}: "
             f"{str(error).strip()} It needs a connection a table and two more; -e probe_enabled=false goes without it."
         }
     except Exception as error:  # nobody else would ever hear of it
@@ -658,7 +650,6 @@ def become_probe(params: dict[str, Any], say: int) -> None:
 
 def main() -> None:
     number = {"type": "int"}
-    text = {"type": "str"}
     names = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
@@ -677,15 +668,7 @@ def main() -> None:
             "max_seconds": {"type": "int", "default": 43200},
             "keep_days": {"type": "int", "default": 30},
             "controller_pid": number,
-            "login_host": text,
-            "login_port": {"type": "int", "default": 5432},
-            "login_user": {"type": "str", "default": "postgres"},
-            "login_password": {"type": "str", "no_log": True},
-            "login_db": {"type": "str", "required": True},
-            "ssl_mode": {"type": "str", "default": "prefer"},
-            "ca_cert": {"type": "path"},
-            "ssl_cert": {"type": "path"},
-            "ssl_key": {"type": "path", "no_log": False},
+            **OPTIONS,
             "connect_params": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,

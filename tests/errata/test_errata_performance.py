@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pgrollout.migration.load import load_rollout
+from pgrollout.rollout.load import load_rollout
 from tests.errata.plain import SQL, value
 from tests.support.gates import measure
 

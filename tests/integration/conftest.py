@@ -8,10 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from demo.server import find_clients
 from tests.conftest import Databases, Playbook
+from tests.support.backups import Backups
 from tests.support.walks import Walker, Walkers
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from demo.server import Server
     from tests.conftest import Database
 
@@ -38,6 +42,13 @@ def walkers(module_databases: Databases, tmp_path_factory: pytest.TempPathFactor
     yield make
     for started in (started for walker in made for started in walker.playbook.started):
         started.end()
+
+
+@pytest.fixture
+def backups(server: Server, database: Database, playbook: Playbook, tmp_path: Path) -> Backups:
+    clients = find_clients(server.binaries)
+    assert clients is not None
+    return Backups(database, playbook, tmp_path / "backups", tmp_path, clients)
 
 
 @dataclass(frozen=True)

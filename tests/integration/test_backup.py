@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import shutil
@@ -11,138 +10,21 @@ import signal
 import stat
 import subprocess
 from collections.abc import Callable
-from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from demo.server import find_clients
 from tests.support.application import Application
+from tests.support.backups import Backups, pg_backup
 from tests.support.runs import assert_refused
 from tests.support.waiting import wait_until
 
 if TYPE_CHECKING:
     from demo.server import Server
-    from tests.conftest import Database, Databases, Playbook, Run, Started
-
-ROLE = """
-- name: Back up
-  hosts: all
-  connection: local
-  gather_facts: false
-  vars:
-    ansible_python_interpreter: "{{ ansible_playbook_python }}"
-  tasks:
-    - name: Back up
-      ansible.builtin.include_role:
-        name: backup
-    - name: Hand over the evidence
-      ansible.builtin.copy:
-        content: "{{ __backup_evidence | to_json }}"
-        dest: "{{ evidence }}"
-        mode: "0600"
-"""
-
-
-def load_module() -> ModuleType:
-    """plugins/modules/pg_backup.py, for what needs no Ansible around it."""
-    path = Path(__file__).resolve().parents[2] / "plugins" / "modules" / "pg_backup.py"
-    spec = importlib.util.spec_from_file_location("pg_backup", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-pg_backup = load_module()
-
-
-@dataclass
-class Backups:
-    """The role and the module against one database and one folder."""
-
-    database: Database
-    run: Playbook
-    folder: Path
-    work: Path
-    bin_dir: Path
-
-    @property
-    def variables(self) -> dict[str, Any]:
-        return {
-            "backup_dir": str(self.folder),
-            "evidence": str(self.work / "evidence.json"),
-            "postgresql_bin_dir": str(self.bin_dir),
-        }
-
-    def _playbook(self, text: str) -> Path:
-        path = self.work / "play.yml"
-        path.write_text(text)
-        return path
-
-    def make(self, *args: str, check: bool = True, **variables: Any) -> Run:
-        given = self.variables | variables
-        return self.run(self._playbook(ROLE), *args, database=self.database, check=check, variables=given)
-
-    def start(self, **variables: Any) -> Started:
-        return self.run.start(self._playbook(ROLE), database=self.database, variables=self.variables | variables)
-
-    def params(self, **given: Any) -> dict[str, Any]:
-        """Arguments of the module, which calls them login_* and so on."""
-        connection = self.database.dsn()
-        login = {f"login_{name}": connection[name] for name in ("host", "port", "user")}
-        defaults = {"dir": str(self.folder), "run": None, "jobs": 2, "compression": "auto", "lock_timeout_seconds": 60}
-        rest = {
-            "passfile": connection["passfile"],
-            "ssl_mode": "prefer",
-            "ca_cert": None,
-            "ssl_cert": None,
-            "ssl_key": None,
-            "login_password": None,
-        }
-        return {**login, **defaults, **rest, "login_db": self.database.name, "bin_dir": str(self.bin_dir), **given}
-
-    def dump(self, **given: Any) -> Path:
-        return Path(pg_backup.dump(self.params(**given))["backup"]["path"])
-
-    def verify(self, path: Path) -> dict[str, Any]:
-        found: dict[str, Any] = pg_backup.verify(self.params(path=str(path)))["backup"]
-        return found
-
-    def evidence(self) -> dict[str, Any]:
-        found: dict[str, Any] = json.loads((self.work / "evidence.json").read_text())
-        return found
-
-    def names(self) -> list[str]:
-        return sorted(path.name for path in self.folder.iterdir()) if self.folder.exists() else []
-
-    def scratch_databases(self) -> list[str]:
-        rows = self.database.query(
-            r"SELECT datname FROM pg_database WHERE datname LIKE 'pgrollout\_scratch\_%' ORDER BY 1"
-        )
-        return [name for (name,) in rows]
-
-    def replace_client(self, name: str, script: str) -> None:
-        """Put a shell script before the real client, which it can call as $real."""
-        own = self.work / "bin"
-        own.mkdir(exist_ok=True)
-        for client in ("pg_dump", "pg_restore"):
-            if not (own / client).exists():
-                (own / client).symlink_to(self.bin_dir / client)
-        (own / name).unlink()
-        (own / name).write_text(f"#!/bin/sh\nreal='{self.bin_dir / name}'\n{script}\n")
-        (own / name).chmod(0o755)
-        self.bin_dir = own
-
-
-@pytest.fixture
-def backups(server: Server, database: Database, playbook: Playbook, tmp_path: Path) -> Backups:
-    clients = find_clients(server.binaries)
-    assert clients is not None
-    return Backups(database, playbook, tmp_path / "backups", tmp_path, clients)
+    from tests.conftest import Databases, Started
 
 
 def mode(path: Path) -> int:
@@ -180,9 +62,9 @@ def test_a_backup_under_write_load_is_verified_and_told(backups: Backups) -> Non
 
     manifest = json.loads((path / "manifest.json").read_text())
     assert manifest["database"] == backups.database.name
-    assert manifest["schemas"] == ["public"]
-    assert manifest["rows"]["public.short_id_registry"] > 0
-    assert sum(manifest["rows"].values()) == evidence["rows"]
+    tables = manifest["contents"]["tables"]
+    assert tables["public.short_id_registry"]["rows"] > 0
+    assert sum(table["rows"] for table in tables.values()) == evidence["rows"]
     assert "PostgreSQL" in manifest["client_version"]
     assert manifest["server_version"]
 
@@ -200,7 +82,8 @@ def test_names_that_need_quoting_everywhere(backups: Backups, databases: Databas
 
 def test_what_only_a_superuser_may_create_is_told(backups: Backups) -> None:
     backups.database.query("CREATE EXTENSION pg_stat_statements", user="postgres")
-    assert backups.verify(backups.dump())["not_restored"] == ["extension pg_stat_statements"]
+    path = backups.dump()
+    assert backups.verify(path, verify_on="database")["not_restored"] == ["extension pg_stat_statements"]
 
 
 @pytest.mark.parametrize("codec", ["gzip", "none"])
@@ -208,11 +91,13 @@ def test_every_codec_can_be_restored(backups: Backups, codec: str) -> None:
     assert backups.verify(backups.dump(compression=codec))["verified"] is True
 
 
+@pytest.mark.ci
 def test_check_mode_writes_nothing(backups: Backups) -> None:
     backups.make("--check")
     assert backups.names() == []
 
 
+@pytest.mark.ci
 def test_a_password_is_nowhere_to_be_seen(backups: Backups, server: Server) -> None:
     lines = Path(server.passfile).read_text().splitlines()
     password = next(line.rpartition(":")[2] for line in lines if ":rollout:" in line)
@@ -231,7 +116,9 @@ def test_a_password_is_nowhere_to_be_seen(backups: Backups, server: Server) -> N
 def test_too_little_space_is_refused_with_numbers(backups: Backups) -> None:
     run = backups.make(check=False, backup_dump_factor=1e7)
     assert_refused(run, "free; expected", " TB for a dump of", "backup_dump_factor (10000000.0)")
-    run = backups.make(check=False, backup_dump_factor=-1e8, backup_scratch_factor=1e7)
+    run = backups.make(check=False, backup_scratch_factor=1e7)
+    assert_refused(run, " TB for a dump of", ", and its scratch copy on the same disk")
+    run = backups.make(check=False, backup_dump_factor=-1e8, backup_scratch_factor=1e7, backup_verify_on="database")
     assert_refused(run, "The server's disk has", " TB for the scratch copy of", "backup_scratch_factor (10000000.0)")
     assert backups.names() == []
 
@@ -246,7 +133,7 @@ def test_too_little_space_is_refused_with_numbers(backups: Backups) -> None:
     ],
 )
 def test_the_clients_major_version(said: str, major: int) -> None:
-    assert pg_backup.major(said) == major
+    assert pg_backup.pg_programs.major(said) == major
 
 
 def test_an_old_client_is_refused_with_both_versions(backups: Backups) -> None:
@@ -268,7 +155,7 @@ def test_a_folder_that_is_not_named_in_full_is_refused(backups: Backups, folder:
 
 
 def test_a_role_that_may_not_make_the_scratch_database_is_refused(backups: Backups) -> None:
-    run = backups.make(check=False, postgresql_user="hive_app")
+    run = backups.make(check=False, postgresql_user="hive_app", backup_verify_on="database")
     assert_refused(run, "ALTER ROLE hive_app CREATEDB")
     assert backups.names() == []
 
@@ -297,26 +184,172 @@ def test_a_dump_that_lost_a_row_is_refused(backups: Backups) -> None:
     assert [path.name for path in backups.folder.glob("*/verified.json")] == []
 
 
+def flip(path: Path, name: str) -> None:
+    """Another byte in the middle of one of those files."""
+    (file, *_) = sorted(path.glob(name))
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+
+
+def truncate(path: Path) -> None:
+    largest = max(path.glob("*.dat*"), key=lambda file: file.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def swap(path: Path) -> None:
+    one, other = sorted(path.glob("[0-9]*.dat*"))[:2]
+    one.rename(path / "kept")
+    other.rename(one)
+    (path / "kept").rename(other)
+
+
 @pytest.mark.parametrize(
     ("harm", "told"),
     [
-        (
-            lambda path: (path / "toc.dat").write_bytes(b"x" + (path / "toc.dat").read_bytes()[1:]),
-            "toc.dat has changed",
-        ),
-        (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
+        (truncate, r"\d+\.dat\S* has changed"),
+        (lambda path: flip(path, "toc.dat"), "toc.dat has changed"),
+        (lambda path: flip(path, "[0-9]*.dat*"), r"\d+\.dat\S* has changed"),
+        (lambda path: flip(path, "manifest.json"), "manifest.json has changed"),
+        (lambda path: flip(path, "SHA256SUMS"), "has changed|does not belong|cannot be read"),
+        (lambda path: next(path.glob("[0-9]*.dat*")).unlink(), r"\d+\.dat\S* is missing"),
         (lambda path: (path / "extra.dat").touch(), "extra.dat does not belong to it"),
+        (swap, r"\d+\.dat\S* has changed; \d+\.dat\S* has changed"),
         (lambda path: (path / "SHA256SUMS").unlink(), "SHA256SUMS cannot be read"),
+        (lambda path: [file.unlink() for file in path.iterdir()], "SHA256SUMS cannot be read"),
     ],
 )
 def test_a_changed_backup_is_refused(backups: Backups, harm: Callable[[Path], Any], told: str) -> None:
     path = backups.dump()
-    backups.verify(path)
     harm(path)
     with pytest.raises(pg_backup.Refused, match=told):
         backups.verify(path)
+    assert backups.names() == [path.name]
+    assert not (path / "verified.json").exists()
+
+
+def sums(path: Path) -> None:
+    """Whoever changed the backup made its checksums anew."""
+    totals = pg_backup.backup_files.checksums(path)
+    (path / "SHA256SUMS").write_text("".join(f"{total}  {name}\n" for name, total in totals.items()))
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
+    manifest = json.loads((path / "manifest.json").read_text())
+    change(manifest)
+    (path / "manifest.json").write_text(json.dumps(manifest))
+
+
+def another_value(path: Path) -> None:
+    """One value of one row is another; nothing else tells it."""
+    for file in path.glob("[0-9]*.dat"):
+        text = file.read_text()
+        if "\tdeveloper\t" in text:
+            file.write_text(text.replace("\tdeveloper\t", "\tdevelopers\t", 1))
+            return
+    raise AssertionError("no row to change")
+
+
+@pytest.mark.parametrize(
+    ("harm", "told"),
+    [
+        (another_value, r"public\.agents has as many rows as it had, \d+, but not the same ones"),
+        (swap, "pg_restore ended with|had .* rows, restored|not the same ones"),
+        (truncate, "pg_restore ended with|had .* rows, restored"),
+        (lambda path: flip(path, "toc.dat"), "pg_restore|restored"),
+        (
+            lambda path: edit(path, lambda manifest: manifest["contents"]["tables"].pop("public.agents")),
+            r"public.agents had no such table, restored \d+ rows",
+        ),
+        (
+            lambda path: edit(
+                path, lambda manifest: manifest["contents"]["catalog"].update({"table public.gone": "x"})
+            ),
+            r"table public.gone was \[x\], restored \[not there\]",
+        ),
+        (lambda path: edit(path, lambda manifest: manifest.update(id="older")), "says of itself that it is older"),
+        (lambda path: edit(path, lambda manifest: manifest.update(format=1)), "is of format 1, not 2"),
+    ],
+)
+def test_a_changed_backup_with_new_checksums_is_refused(
+    backups: Backups, harm: Callable[[Path], Any], told: str
+) -> None:
+    path = backups.dump(compression="none")
+    harm(path)
+    sums(path)
+    with pytest.raises(pg_backup.Refused, match=told):
+        backups.verify(path)
+    assert backups.names() == [path.name]
     assert backups.scratch_databases() == []
     assert not (path / "verified.json").exists()
+
+
+@pytest.mark.ci
+def test_a_sequence_and_what_stands_around_the_rows_are_compared(backups: Backups) -> None:
+    backups.database.execute(
+        "CREATE SEQUENCE tickets; SELECT nextval('tickets') FROM generate_series(1, 7);"
+        "CREATE VIEW busy AS SELECT id FROM agents WHERE status = 'busy'"
+    )
+    path = backups.dump(compression="none")
+    assert backups.verify(path)["sequences"] == 1
+    listing = path / "toc.dat"
+    for written, other, told in (
+        (
+            b"setval('public.tickets', 7, true)",
+            b"setval('public.tickets', 8, true)",
+            r"sequence public.tickets was \[\[7, True\]\]",
+        ),
+        (b"'busy'::text", b"'idle'::text", r"view public.busy was \["),
+    ):
+        kept = listing.read_bytes()
+        assert written in kept
+        listing.write_bytes(kept.replace(written, other))
+        sums(path)
+        with pytest.raises(pg_backup.Refused, match=told):
+            backups.verify(path)
+        listing.write_bytes(kept)
+
+
+@pytest.mark.parametrize("on", ["server", "database"])
+def test_it_is_restored_where_it_is_told(backups: Backups, on: str) -> None:
+    path = backups.dump()
+    if on == "server" and not pg_backup.logical_backup.scratch.server_programs(
+        backups.bin_dir, backups.database.server.binaries.major
+    ):
+        with pytest.raises(pg_backup.Refused, match="has no initdb and postgres of PostgreSQL"):
+            backups.verify(path, verify_on=on)
+        return
+    found = backups.verify(path, verify_on=on)
+    assert (found["verified_on"], found["verified"]) == (on, True)
+    assert (found["amcheck"] == "passed") == (on == "server")
+    assert backups.names() == [path.name]
+
+
+def test_of_large_tables_a_sample_may_be_compared(backups: Backups) -> None:
+    backups.database.execute("CREATE TABLE heap AS SELECT g, md5(g::text) FROM generate_series(1, 30000) AS g")
+    path = backups.dump(digest_max_bytes=1_000_000)
+    found = backups.verify(path)
+    assert "public.project_management_tasks" in found["sampled"]
+    assert "public.agents" not in found["sampled"]
+    assert found["counted_only"] == ["public.heap"]  # it has no primary key
+
+
+def test_a_disk_that_is_full_is_told_and_leaves_nothing(backups: Backups) -> None:
+    """pg_dump's folder is a disk of 300 kB, in a mount namespace of its own."""
+    if subprocess.run(["unshare", "--user", "--map-root-user", "--mount", "true"], check=False).returncode:
+        pytest.skip("no user and mount namespaces here")
+    backups.replace_client(
+        "pg_dump",
+        """
+        case "$*" in *--snapshot*) ;; *) exec "$real" "$@";; esac
+        for each in "$@"; do case "$each" in --file=*) folder="${each#--file=}";; esac; done
+        exec unshare --user --map-root-user --mount sh -c '
+            mount -t tmpfs -o size=300k none "$0" && exec "$@"' "$folder" "$real" "$@"
+        """,
+    )
+    with pytest.raises(pg_backup.Refused, match="No space left on device"):
+        backups.dump(compression="none")
+    assert backups.names() == []
 
 
 def test_a_backup_of_another_database_is_refused(backups: Backups, databases: Databases) -> None:
@@ -343,7 +376,7 @@ IGNORED = "Command was: SET transaction_timeout = 0;\npg_restore: warning: error
     ],
 )
 def test_of_a_newer_clients_errors_only_the_known_one_is_harmless(said: str, harmless: bool) -> None:
-    assert pg_backup.only_unknown_timeout(said) is harmless
+    assert pg_backup.pg_programs.only_unknown_timeout(said) is harmless
 
 
 @pytest.mark.parametrize("name", ["pg_dump", "pg_restore"])
@@ -386,6 +419,7 @@ def hanging(backups: Backups) -> tuple[Started, int, int]:
     return started, module, client
 
 
+@pytest.mark.ci
 def test_a_killed_run_leaves_no_backup_and_stops_no_other(backups: Backups, hanging: tuple[Started, int, int]) -> None:
     started, module, client = hanging
     (partial,) = backups.names()
@@ -425,12 +459,39 @@ def test_the_scratch_database_of_a_dead_run_goes_and_that_of_a_live_one_stays(ba
         for name in (dead, live):
             cursor.execute(f"CREATE DATABASE {name}")
         try:
-            backups.verify(backups.dump())
+            backups.verify(backups.dump(), verify_on="database")
             assert backups.scratch_databases() == [live]
         finally:
             for name in (dead, live):
                 cursor.execute(f"DROP DATABASE IF EXISTS {name}")
     keeper.close()
+
+
+# Restores, tells its parent's process id (the module's), and hangs.
+SLOW_RESTORE = """
+case "$*" in *--dbname*) ;; *) exec "$real" "$@";; esac
+"$real" "$@"; echo $PPID > {told}.new; mv {told}.new {told}; exec sleep 300
+"""
+
+
+def test_a_killed_verification_leaves_neither_server_nor_data(backups: Backups) -> None:
+    if not pg_backup.logical_backup.scratch.server_programs(backups.bin_dir, backups.database.server.binaries.major):
+        pytest.skip("no server programs of this version beside the clients")
+    told = backups.work / "pid"
+    backups.replace_client("pg_restore", SLOW_RESTORE.format(told=told))
+    for name in ("initdb", "postgres"):
+        (backups.bin_dir / name).symlink_to(find_clients(backups.database.server.binaries) / name)  # type: ignore[operator]
+    started = backups.start(backup_run="victim", backup_verify_on="server")
+    wait_until(told.exists)
+    (scratch,) = backups.folder.glob("*-scratch.partial")
+    postmaster = int((scratch / "data" / "postmaster.pid").read_text().split()[0])
+    assert alive(postmaster)
+    os.kill(int(told.read_text()), signal.SIGKILL)
+    wait_until(lambda: not alive(postmaster) and not scratch.exists())
+    assert started.wait().rc != 0
+    (left,) = backups.names()
+    assert left.endswith("-victim")
+    assert not (backups.folder / left / "verified.json").exists()
 
 
 # ---- retention
@@ -450,6 +511,19 @@ def test_the_newest_verified_backup_is_never_removed(backups: Backups) -> None:
     assert len(backups.names()) == 5
     assert pg_backup.prune(asked, pretend=False)["removed"] == [newer[0]]
     assert backups.names() == sorted([good.name, *newer[1:], other.name])
+
+
+def test_old_backups_go_but_for_the_newest_verified_one(backups: Backups) -> None:
+    made = {}
+    for days, verified in ((1, False), (10, False), (20, True), (30, True)):
+        begun = datetime.now(UTC) - timedelta(days=days)
+        made[days] = backups.folder / f"{backups.database.name}-{begun:%Y%m%dT%H%M%SZ}-aged"
+        made[days].mkdir(parents=True)
+        if verified:
+            (made[days] / "verified.json").touch()
+    removed = pg_backup.prune(backups.params(keep=10, keep_days=5), pretend=False)["removed"]
+    assert removed == [made[10].name, made[30].name]
+    assert backups.names() == sorted([made[1].name, made[20].name])
 
 
 def test_the_role_keeps_as_many_as_it_is_told(backups: Backups) -> None:

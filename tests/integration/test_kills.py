@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg2
 import pytest
 
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.plan import apply_steps
+from pgrollout.rollout.load import load_rollout
 from tests.support.ledger import Witness
 from tests.support.waiting import wait_until
 
@@ -329,3 +329,38 @@ def test_five_stops_at_random_moments(
     subject: Subject, server: Server, chance: random.Random, chain: int  # noqa: ARG001
 ) -> None:  # fmt: skip
     stop_again_and_again(subject, server, chance, 5)
+
+
+# ---- back from the middle
+
+FULL = pytest.mark.full
+CI = pytest.mark.ci
+
+
+@pytest.mark.parametrize(
+    "phase",
+    [
+        pytest.param("phase1", marks=FULL),
+        pytest.param("phase2", marks=CI),
+        pytest.param("phase3", marks=CI),
+        pytest.param("phase4", marks=FULL),
+    ],
+)
+def test_a_phase_that_was_killed_at_a_random_step_goes_back(
+    subject: Subject, chance: random.Random, phase: str
+) -> None:
+    steps = [step for step in apply_steps(load_rollout(str(SQL))) if step["id"] in subject.undisturbed.steps]
+    before = sorted({step["phase"] for step in steps if step["phase"] < phase})
+    if before:
+        first = subject.start("--tags", ",".join(before)).wait()
+        assert first.rc == 0, first.told
+    started = subject.start("--tags", phase)
+    kill(subject, started, chance, chance.choice([step["id"] for step in steps if step["phase"] == phase]))
+    back = subject.playbook.start(
+        "rollback.yml", "--tags", phase, database=subject.database, variables={"rollback_confirm": "local"}
+    ).wait()
+    assert back.rc == 0, back.told
+    proof = subject.ask("SELECT to_jsonb(p) FROM pgrollout.proof AS p ORDER BY at DESC LIMIT 1")
+    assert (proof["phase"], proof["catalog"]) == (phase, [])
+    assert [table["table_name"] for table in proof["contents"] if not table["equal"]] == []
+    assert subject.ask(f"SELECT count(*) FROM pgrollout.standing_step() WHERE phase = '{phase}'") == 0

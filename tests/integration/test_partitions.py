@@ -8,7 +8,7 @@ import psycopg2
 import pytest
 
 from pgrollout.migration import plan as planner
-from pgrollout.migration.load import load_rollout
+from pgrollout.rollout.load import load_rollout
 from tests.support.ledger import carry_out, claim, finish, install
 from tests.support.plans import facts_of, plan_of, states, steps_of_plan
 from tests.support.rollouts import rollout_of, write_rollout

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from pgrollout.migration.load import load_rollout
+from pgrollout.rollout.load import load_rollout
 from tests.support.pictures import differences, picture
 from tests.support.plans import plan_of, steps_of_plan
 

@@ -6,8 +6,8 @@ import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.names import object_name
+from pgrollout.rollout.load import load_rollout
 from tests.support.ledger import install
 from tests.support.plans import facts_of, plan_of, states, steps_of_plan
 from tests.support.rollouts import rollout_of

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pgrollout.migration import plan as planner
-from pgrollout.migration.load import load_rollout
+from pgrollout.rollout.load import load_rollout
 from tests.support.ledger import carry_out, claim, finish, install
 from tests.support.plans import facts_of, plan_of, states, steps_of_plan
 from tests.support.rollouts import write_rollout

@@ -18,8 +18,8 @@ import psycopg2
 import pytest
 
 from demo.server import Server
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.plan import plan_rollback
+from pgrollout.rollout.load import load_rollout
 from tests.conftest import Database, Databases
 from tests.support.customer import Customer
 from tests.support.ledger import InBackground, carry_out, claim, finish, install, settings, transaction

@@ -21,8 +21,8 @@ import psutil
 import psycopg2
 import yaml
 
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.queries import segment_queries, segments
+from pgrollout.rollout.load import load_rollout
 from tests.support.waiting import POLL_S
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-PROOF = Path(__file__).resolve().parents[2] / "roles" / "ledger" / "files" / "50_proof.sql"
+LEDGER = Path(__file__).resolve().parents[2] / "roles" / "ledger" / "files"
 Picture = dict[str, dict[str, Any]]
 
 
@@ -17,7 +17,8 @@ def picture(database: Database) -> Picture:
     """Catalog and contents of a database, by the engine's functions but without its ledger and its snapshots."""
     with contextlib.closing(database.connect()) as connection, connection.cursor() as cursor:
         cursor.execute("SET check_function_bodies = off")
-        cursor.execute(PROOF.read_text(encoding="utf-8").replace("pgrollout.", "pg_temp."))
+        for name in ("48_contents.sql", "50_proof.sql"):
+            cursor.execute((LEDGER / name).read_text(encoding="utf-8").replace("pgrollout.", "pg_temp."))
         cursor.execute("SELECT pg_temp.fingerprint(), pg_temp.digests(1::bigint << 40)")
         catalog, content = cursor.fetchone()
         return {"catalog": catalog, "content": content}

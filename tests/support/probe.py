@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
 import json
 import os
 import signal
@@ -12,7 +11,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from tests.support.waiting import wait_until
@@ -20,17 +18,7 @@ from tests.support.waiting import wait_until
 if TYPE_CHECKING:
     from tests.conftest import Database
 
-MODULE = Path(__file__).resolve().parents[2] / "plugins" / "modules" / "pg_probe.py"
-
-
-def load_module() -> ModuleType:
-    """plugins/modules/pg_probe.py, for its functions."""
-    spec = importlib.util.spec_from_file_location("pg_probe", MODULE)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def call(database: Database, run: int, *tables: str, **changes: Any) -> dict[str, Any]:
@@ -45,7 +33,10 @@ def call(database: Database, run: int, *tables: str, **changes: Any) -> dict[str
         "connect_params": {"passfile": database.passfile, "connect_timeout": 5},
     }
     given = json.dumps({"ANSIBLE_MODULE_ARGS": params | changes})
-    done = subprocess.run([sys.executable, str(MODULE)], input=given, capture_output=True, text=True, timeout=60)
+    main = "from tests.support.modules import load_module; load_module('pg_probe').main()"
+    done = subprocess.run(
+        [sys.executable, "-c", main], input=given, capture_output=True, text=True, timeout=60, cwd=ROOT
+    )
     assert done.stdout, done.stderr
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pgrollout.migration.load import load_rollout
+from pgrollout.rollout.load import load_rollout
 
 PHASE = """\
 title: {name}

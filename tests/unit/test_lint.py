@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.lint import lint, main
 from pgrollout.migration.plan import plan_apply
 from pgrollout.migration.show import lint_lines
+from pgrollout.rollout.lint import lint, main
 from tests.support.rollouts import rollout_of
 
 ROOT = Path(__file__).resolve().parents[2]

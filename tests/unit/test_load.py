@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pgrollout.errors import RolloutError
-from pgrollout.migration.load import load_rollout, required_indexes
+from pgrollout.rollout.load import load_rollout, required_indexes
 from tests.support.rollouts import PHASE, rollout_of, write_rollout
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.partitions import build_in_parts
+from pgrollout.rollout.load import load_rollout
 from tests.support.rollouts import write_rollout
 
 SHAPE = "CREATE INDEX USING btree (b)"

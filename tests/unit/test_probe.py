@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from tests.support.probe import load_module
+from tests.support.modules import load_module
 
-probe = load_module()
+probe = load_module("pg_probe")
 
 
 def rounded(waits: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -81,6 +81,6 @@ def test_a_process_is_known_until_it_has_ended() -> None:
 @pytest.mark.parametrize("given", ["", None])
 def test_settings_that_are_not_given_are_left_to_libpq(given: str | None) -> None:
     logins = ("login_host", "login_port", "login_user", "login_password", "login_db")
-    names = (*logins, "ssl_mode", "ca_cert", "ssl_cert", "ssl_key")
+    names = (*logins, "passfile", "ssl_mode", "ca_cert", "ssl_cert", "ssl_key")
     params = dict.fromkeys(names, given) | {"run": 7, "connect_params": {"passfile": given, "connect_timeout": 3}}
-    assert probe.libpq(params) == {"application_name": "pgrollout-probe/7", "connect_timeout": 3}
+    assert probe.settings(params) == {"application_name": "pgrollout-probe/7", "connect_timeout": 3}

@@ -10,11 +10,11 @@ from pglast import parse_sql
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration import rewrite
-from pgrollout.migration.load import load_rollout
 from pgrollout.migration.names import object_name
 from pgrollout.migration.read import read_sql
 from pgrollout.migration.rewrite import printed, safe_forms
 from pgrollout.migration.scope import Scope
+from pgrollout.rollout.load import load_rollout
 from tests.support.rollouts import rollout_of
 
 ROOT = Path(__file__).resolve().parents[2]

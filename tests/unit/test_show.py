@@ -128,13 +128,6 @@ def test_sentences_of_rows() -> None:
     row = {"title": "t", "object": "o", "found": None, "expected": "e", "source": "validate.sql:1"}
     assert show.violations([row]) == ["t: o: found None, expected e (validate.sql:1)"]
     assert show.violations({}) == []
-    assert show.difference_lines([{"object": "o", "found": "f", "expected": None}]) == ["o: found [f], expected [None]"]
-    content = [
-        {"table_name": "a", "rows_before": 1000, "rows_now": 1001, "equal": False},
-        {"table_name": "b", "rows_before": 5, "rows_now": None, "equal": False},
-        {"table_name": "c", "rows_before": 5, "rows_now": 5, "equal": True},
-    ]
-    assert show.content_lines(content) == ["a (1,000 rows then, 1,001 now)", "b (5 rows then, gone now)"]
 
 
 @pytest.mark.parametrize(

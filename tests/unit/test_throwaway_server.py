@@ -19,6 +19,7 @@ import pytest
 
 from demo import server as throwaway
 from demo.server import Server, ThrowawayError, find_binaries, find_clients, main, psql_hint
+from plugins.module_utils import unprivileged
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -219,7 +220,7 @@ def test_the_server_does_not_see_the_callers_settings(folder: Path, monkeypatch:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root needs an account to run as")
 def test_where_namespaces_are_forbidden_an_account_runs_it(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    account = throwaway.unprivileged_account()
+    account = unprivileged.account()
     binaries = find_binaries()
     if (
         not account
@@ -227,7 +228,7 @@ def test_where_namespaces_are_forbidden_an_account_runs_it(folder: Path, monkeyp
     ):
         pytest.skip("no account that may run this server's binaries")
     folder.chmod(0o711)  # TemporaryDirectory closes it to others
-    monkeypatch.setattr(throwaway, "_namespace_works", lambda: False)
+    monkeypatch.setattr(unprivileged, "namespace_works", lambda: False)
     made = Server(folder / "pg", fsync=False)
     made.start()
     assert made.data.owner() == account

@@ -38,6 +38,8 @@ CREATE TABLE IF NOT EXISTS pgrollout.phase_run (
     PRIMARY KEY (run_id, phase, direction)
 );
 
+ALTER TABLE pgrollout.phase_run ADD COLUMN IF NOT EXISTS restore_point text, ADD COLUMN IF NOT EXISTS restore_lsn pg_lsn;
+
 -- A migration that is applied as a whole, with the checksum of the file it was applied from.
 CREATE TABLE IF NOT EXISTS pgrollout.migration (
     migration text PRIMARY KEY,
@@ -117,6 +119,17 @@ CREATE TABLE IF NOT EXISTS pgrollout.snapshot (
     fingerprint jsonb NOT NULL,
     digests jsonb NOT NULL,
     statistics jsonb NOT NULL
+);
+
+-- What a rollback came back to: how the catalog (fingerprint: its SHA-256) and the contents differ from the snapshot.
+CREATE TABLE IF NOT EXISTS pgrollout.proof (
+    run_id bigint NOT NULL REFERENCES pgrollout.run,
+    phase text NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    fingerprint text NOT NULL,
+    catalog jsonb NOT NULL,
+    contents jsonb NOT NULL,
+    PRIMARY KEY (run_id, phase)
 );
 
 CREATE TABLE IF NOT EXISTS pgrollout.backup (

@@ -148,10 +148,50 @@ LANGUAGE sql AS $$
     WHERE run_id = p_run AND ended_at IS NULL;
 $$;
 
+-- Where WAL is archived, a name for the moment before a phase: what a recovery of all that stood there can stop at.
+CREATE OR REPLACE FUNCTION pgrollout.mark_restore_point(p_run bigint, p_phase text) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_name text := left(format('pgrollout_%s_%s', p_run, p_phase), 63);
+BEGIN
+    IF current_setting('archive_mode') = 'off' OR pg_is_in_recovery() THEN
+        RETURN;
+    END IF;
+    IF NOT has_function_privilege('pg_catalog.pg_create_restore_point(text)', 'EXECUTE') THEN
+        INSERT INTO pgrollout.event (run_id, what, detail) VALUES (p_run, 'no restore point',
+            format('GRANT EXECUTE ON FUNCTION pg_create_restore_point(text) TO %I, in this database, would give one', current_user));
+        RETURN;
+    END IF;
+    UPDATE pgrollout.phase_run SET restore_point = v_name, restore_lsn = pg_create_restore_point(v_name)
+    WHERE run_id = p_run AND phase = p_phase AND direction = 'apply' AND restore_point IS NULL;
+END
+$$;
+
 CREATE OR REPLACE FUNCTION pgrollout.begin_phase(p_run bigint, p_phase text, p_direction text) RETURNS void
 LANGUAGE sql AS $$
     INSERT INTO pgrollout.phase_run (run_id, phase, direction) VALUES (p_run, p_phase, p_direction)
-    ON CONFLICT DO NOTHING
+    ON CONFLICT DO NOTHING;
+    SELECT pgrollout.mark_restore_point(p_run, p_phase) WHERE p_direction = 'apply';
+$$;
+
+-- Which phases a failed run takes back by itself, the last one first, and why; no row where it only stops. What somebody
+-- stopped or took over is left to them.
+CREATE OR REPLACE FUNCTION pgrollout.to_take_back(p_run bigint, p_on_failure text) RETURNS TABLE (phase text, why text) LANGUAGE sql STABLE AS $$
+    WITH opened AS (
+        SELECT f.phase, row_number() OVER (ORDER BY f.started_at DESC) AS place
+        FROM pgrollout.phase_run AS f WHERE f.run_id = p_run AND f.direction = 'apply'
+    ), reason AS (
+        SELECT CASE WHEN EXISTS (SELECT FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'abort')
+                    THEN 'the application waited for longer than probe_abort_ms allows'
+                    WHEN EXISTS (SELECT FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'gate')
+                    THEN 'a query failed its gate after it'
+                    WHEN p_on_failure <> 'stop' AND r.status = 'failed'
+                         AND NOT EXISTS (SELECT FROM pgrollout.run AS later WHERE later.took_over = r.run_id)
+                         AND NOT EXISTS (SELECT FROM pgrollout.control AS c WHERE c.request = 'stop' AND c.at > r.started_at)
+                    THEN format('it failed, and apply_on_failure is %s', p_on_failure) END AS why
+        FROM pgrollout.run AS r WHERE r.run_id = p_run
+    )
+    SELECT o.phase, r.why FROM opened AS o, reason AS r
+    WHERE r.why IS NOT NULL AND (o.place = 1 OR r.why LIKE '%rollback_all') ORDER BY o.place
 $$;
 
 -- All steps of a migration that were to do are done.

@@ -1,76 +1,18 @@
--- What the database looks like and what it holds, in a form that can be compared before and after.
+-- What the database looked like and held before each phase, and how that compares with now (see 48_contents.sql).
 
--- Every object outside the system's and the ledger's own schemas, as {label: definition}. Column order is left out.
-CREATE OR REPLACE FUNCTION pgrollout.fingerprint() RETURNS jsonb LANGUAGE sql STABLE SET search_path = pg_catalog AS $$
-    WITH schemas AS (
-        SELECT n.oid, n.nspname FROM pg_namespace AS n
-        WHERE n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrollout')
-    ), relations AS (
-        SELECT c.*, s.nspname, format('%I.%I', s.nspname, c.relname) AS label FROM pg_class AS c JOIN schemas AS s ON s.oid = c.relnamespace
-        WHERE (s.nspname, c.relname) IS DISTINCT FROM ('public', 'migration_log')
-    ), objects AS (
-        SELECT format('schema %I', n.nspname) AS label,
-               format('owner %s; grants %s', pg_get_userbyid(n.nspowner), n.nspacl) AS definition
-        FROM pg_namespace AS n JOIN schemas AS s ON s.oid = n.oid
-        UNION ALL
-        SELECT CASE r.relkind WHEN 'S' THEN 'sequence ' WHEN 'v' THEN 'view ' WHEN 'm' THEN 'materialized view ' ELSE 'table ' END || r.label,
-               format('owner %s; grants %s; options %s; persistence %s; comment %s; %s', pg_get_userbyid(r.relowner), r.relacl,
-                      r.reloptions, r.relpersistence, obj_description(r.oid, 'pg_class'),
-                      CASE WHEN r.relkind IN ('v', 'm') THEN pg_get_viewdef(r.oid) END)
-        FROM relations AS r WHERE r.relkind IN ('r', 'p', 'v', 'm', 'S', 'f')
-        UNION ALL
-        SELECT format('column %s.%I', r.label, a.attname),
-               format('%s; not null %s; default %s; collation %s; generated %s%s; storage %s; statistics %s; grants %s; comment %s',
-                      format_type(a.atttypid, a.atttypmod), a.attnotnull, pg_get_expr(d.adbin, d.adrelid),
-                      nullif(a.attcollation, 0)::regcollation, a.attidentity, a.attgenerated, a.attstorage,
-                      nullif(a.attstattarget, -1), a.attacl, col_description(r.oid, a.attnum))
-        FROM relations AS r
-        JOIN pg_attribute AS a ON a.attrelid = r.oid AND a.attnum > 0 AND NOT a.attisdropped
-        LEFT JOIN pg_attrdef AS d ON d.adrelid = r.oid AND d.adnum = a.attnum
-        WHERE r.relkind IN ('r', 'p', 'v', 'm', 'f')
-        UNION ALL
-        SELECT format('constraint %s.%I', r.label, k.conname), format('%s; validated %s', pg_get_constraintdef(k.oid), k.convalidated)
-        FROM relations AS r JOIN pg_constraint AS k ON k.conrelid = r.oid WHERE k.contype <> 'n'
-        UNION ALL
-        SELECT format('index %s', r.label), format('%s; valid %s; ready %s', pg_get_indexdef(r.oid), i.indisvalid, i.indisready)
-        FROM relations AS r JOIN pg_index AS i ON i.indexrelid = r.oid
-        UNION ALL
-        SELECT format('trigger %s.%I', r.label, t.tgname), format('%s; enabled %s', pg_get_triggerdef(t.oid), t.tgenabled)
-        FROM relations AS r JOIN pg_trigger AS t ON t.tgrelid = r.oid WHERE NOT t.tgisinternal
-        UNION ALL
-        SELECT format('function %I.%I(%s)', s.nspname, p.proname, pg_get_function_identity_arguments(p.oid)),
-               format('owner %s; grants %s; %s', pg_get_userbyid(p.proowner), p.proacl, pg_get_functiondef(p.oid))
-        FROM pg_proc AS p JOIN schemas AS s ON s.oid = p.pronamespace WHERE p.prokind IN ('f', 'p')
-        UNION ALL
-        SELECT format('type %I.%I', s.nspname, t.typname),
-               format('%s %s', t.typtype, (SELECT string_agg(e.enumlabel, ',' ORDER BY e.enumsortorder) FROM pg_enum AS e WHERE e.enumtypid = t.oid))
-        FROM pg_type AS t JOIN schemas AS s ON s.oid = t.typnamespace WHERE t.typtype IN ('e', 'd', 'r')
-    )
-    SELECT coalesce(jsonb_object_agg(label, regexp_replace(definition, '\s+', ' ', 'g')), '{}') FROM objects
-$$;
-
--- Order-independent digest of some columns of a table: {rows, digest}. The settings that shape a value's text are pinned.
-CREATE OR REPLACE FUNCTION pgrollout.digest(p_table regclass, p_columns text[]) RETURNS jsonb LANGUAGE plpgsql STABLE
-SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
-DECLARE
-    v_answer jsonb;
-BEGIN
-    EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM %s AS t',
-        (SELECT string_agg(format('t.%I', c), ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table) INTO v_answer;
-    RETURN v_answer || jsonb_build_object('columns', to_jsonb(p_columns));
-END
-$$;
-
--- Digests of every table outside the ledger, {table: {rows, digest, columns}}; a table over p_max_bytes has rows only
--- as the catalog estimates them, and says so.
+-- Digests of every table outside the ledger, {table: {rows, digest, columns}}; of a table over p_max_bytes those of a
+-- sample of its rows, `sampled` by that condition, and `of` about how many; or, without a primary key, no digest and why
+-- it was `skipped`.
 CREATE OR REPLACE FUNCTION pgrollout.digests(p_max_bytes bigint) RETURNS jsonb LANGUAGE sql STABLE AS $$
-    SELECT coalesce(jsonb_object_agg(c.oid::regclass::text,
-               CASE WHEN pg_relation_size(c.oid) > p_max_bytes
-                    THEN jsonb_build_object('rows', c.reltuples::bigint, 'skipped', format('larger than %s', pg_size_pretty(p_max_bytes)))
-                    ELSE pgrollout.digest(c.oid::regclass, (
-                             SELECT array_agg(a.attname::text ORDER BY a.attname) FROM pg_attribute AS a
-                             WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped)) END), '{}')
+    SELECT coalesce(jsonb_object_agg(c.oid::regclass::text, CASE
+               WHEN pg_relation_size(c.oid) <= p_max_bytes THEN pgrollout.digest(c.oid::regclass, a.columns)
+               WHEN p.condition IS NULL THEN jsonb_build_object('rows', c.reltuples::bigint,
+                   'skipped', format('it is larger than %s and has no primary key', pg_size_pretty(p_max_bytes)))
+               ELSE pgrollout.digest(c.oid::regclass, a.columns, p.condition) || jsonb_build_object('sampled', p.condition, 'of', c.reltuples::bigint) END), '{}')
     FROM pg_class AS c JOIN pg_namespace AS n ON n.oid = c.relnamespace
+    CROSS JOIN LATERAL (SELECT coalesce(array_agg(a.attname::text ORDER BY a.attname), '{}') AS columns FROM pg_attribute AS a
+                        WHERE a.attrelid = c.oid AND a.attnum > 0 AND NOT a.attisdropped) AS a
+    CROSS JOIN LATERAL (SELECT CASE WHEN pg_relation_size(c.oid) > p_max_bytes THEN pgrollout.sample_of(c.oid::regclass) END AS condition) AS p
     WHERE c.relkind = 'r' AND n.nspname !~ '^pg_' AND n.nspname NOT IN ('information_schema', 'pgrollout')
 $$;
 
@@ -96,7 +38,7 @@ BEGIN
     END IF;
     RETURN jsonb_build_object(
         'tables', (SELECT coalesce(jsonb_object_agg(format('%I.%I', t.schemaname, t.relname), jsonb_build_object(
-                              'bytes', pg_total_relation_size(t.relid), 'rows', t.n_live_tup, 'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
+                              'bytes', pg_total_relation_size(t.relid), 'rows', t.n_live_tup, 'inserted', t.n_tup_ins, 'updated', t.n_tup_upd, 'deleted', t.n_tup_del, 'operations', t.n_tup_ins + t.n_tup_upd + t.n_tup_del, 'seq_scan', t.seq_scan,
                               'seq_tup_read', t.seq_tup_read, 'idx_scan', t.idx_scan, 'idx_tup_fetch', t.idx_tup_fetch)), '{}')
                    FROM pg_stat_user_tables AS t WHERE t.schemaname <> 'pgrollout'),
         'indexes', (SELECT coalesce(jsonb_object_agg(format('%I.%I', i.schemaname, i.indexrelname), i.idx_scan), '{}')
@@ -151,7 +93,8 @@ RETURNS TABLE (object text, found text, expected text, counts boolean) LANGUAGE 
     ORDER BY 1
 $$;
 
--- Compares the contents with the snapshot from before p_phase, over the columns that existed then: one row a table.
+-- Compares the contents with the snapshot from before p_phase, over the columns that existed then: one row a table. Of
+-- one of which a sample was taken, the rows are the sample's, and its name says so.
 CREATE OR REPLACE FUNCTION pgrollout.content_differences(p_phase text)
 RETURNS TABLE (table_name text, rows_before bigint, rows_now bigint, equal boolean) LANGUAGE plpgsql STABLE AS $$
 DECLARE
@@ -159,18 +102,42 @@ DECLARE
     v_now jsonb;
 BEGIN
     FOR v_was IN SELECT d.key, d.value FROM pgrollout.snapshot AS s, jsonb_each(s.digests) AS d WHERE s.phase = p_phase ORDER BY 1 LOOP
-        table_name := v_was.key;
+        table_name := v_was.key || CASE WHEN v_was.value ? 'sampled' THEN ' (a sample)' ELSE '' END;
         rows_before := (v_was.value ->> 'rows')::bigint;
         CONTINUE WHEN v_was.value ? 'skipped';
         IF to_regclass(v_was.key) IS NULL THEN
             rows_now := NULL;
             equal := false;
         ELSE
-            v_now := pgrollout.digest(to_regclass(v_was.key), ARRAY(SELECT jsonb_array_elements_text(v_was.value -> 'columns')));
+            v_now := pgrollout.digest(to_regclass(v_was.key), ARRAY(SELECT jsonb_array_elements_text(v_was.value -> 'columns')),
+                coalesce(v_was.value ->> 'sampled', 'true'));
             rows_now := (v_now ->> 'rows')::bigint;
             equal := v_now ->> 'digest' = v_was.value ->> 'digest';
         END IF;
         RETURN NEXT;
     END LOOP;
 END
+$$;
+
+-- Compares the database with the snapshot from before p_phase, and keeps what comes of it as the proof of its rollback.
+CREATE OR REPLACE FUNCTION pgrollout.prove(p_run bigint, p_phase text) RETURNS jsonb LANGUAGE sql AS $$
+    INSERT INTO pgrollout.proof AS p (run_id, phase, fingerprint, catalog, contents)
+    SELECT p_run, p_phase, pgrollout.fingerprint_hash(pgrollout.fingerprint()),
+           (SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.object), '[]') FROM pgrollout.catalog_differences(p_phase) AS d),
+           (SELECT coalesce(jsonb_agg(to_jsonb(d) ORDER BY d.table_name), '[]') FROM pgrollout.content_differences(p_phase) AS d)
+    ON CONFLICT (run_id, phase) DO UPDATE
+    SET at = clock_timestamp(), fingerprint = excluded.fingerprint, catalog = excluded.catalog, contents = excluded.contents
+    RETURNING to_jsonb(p)
+$$;
+
+-- What the database holds and looks like, a line a table, sequence and object: for `diff` with another server's.
+CREATE OR REPLACE FUNCTION pgrollout.contents_lines() RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
+    (SELECT format('table %s: %s rows, digest %s', t.key, t.value ->> 'rows', t.value ->> 'digest')
+     FROM jsonb_each(pgrollout.digests(9223372036854775807)) AS t ORDER BY t.key)
+    UNION ALL
+    SELECT 'catalog: fingerprint ' || pgrollout.fingerprint_hash(pgrollout.fingerprint())
+    UNION ALL
+    (SELECT format('sequence %s: %s', q.key, q.value) FROM jsonb_each(pgrollout.sequence_values()) AS q ORDER BY q.key)
+    UNION ALL
+    (SELECT format('%s: %s', f.key, f.value) FROM jsonb_each_text(pgrollout.fingerprint()) AS f ORDER BY f.key)
 $$;

@@ -59,6 +59,28 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
     UNION ALL
     (SELECT format('leftover: %s: %s', e.step_id, e.detail)
      FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'leftover' ORDER BY e.event_id)
+    UNION ALL
+    (SELECT format('proof of the rollback of %s: %s; %s of %s tables hold what they held before it; fingerprint %s', p.phase,
+                   CASE jsonb_array_length(jsonb_path_query_array(p.catalog, '$[*] ? (@.counts == true)'))
+                   WHEN 0 THEN 'the catalog is what it was' ELSE 'the catalog is NOT what it was' END,
+                   jsonb_array_length(jsonb_path_query_array(p.contents, '$[*] ? (@.equal == true)')), jsonb_array_length(p.contents), left(p.fingerprint, 12))
+     FROM pgrollout.proof AS p WHERE p.run_id = p_run ORDER BY p.at)
+    UNION ALL
+    (SELECT 'data integrity: ' || e.detail
+     FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'integrity' ORDER BY e.event_id)
+    UNION ALL
+    (SELECT format('before %s: restore point %s at %s', p.phase, p.restore_point, p.restore_lsn)
+     FROM pgrollout.phase_run AS p WHERE p.run_id = p_run AND p.restore_point IS NOT NULL ORDER BY p.started_at)
+    UNION ALL
+    SELECT 'no restore point: WAL is archived, but ' || max(e.detail)
+    FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'no restore point' HAVING count(*) > 0
+$$;
+
+-- How long a run took from its claim to its end, against a limit.
+CREATE OR REPLACE FUNCTION pgrollout.time_line(p_run bigint, p_limit_minutes numeric) RETURNS TABLE (line text) LANGUAGE sql STABLE AS $$
+    SELECT format('time: %s s of the %s min allowed%s', round(t.seconds, 1), p_limit_minutes, CASE WHEN t.seconds > 60 * p_limit_minutes THEN ': OVER the limit' ELSE '' END)
+    FROM pgrollout.run AS r, LATERAL (SELECT extract(epoch FROM coalesce(r.ended_at, clock_timestamp()) - r.started_at)::numeric AS seconds) AS t
+    WHERE r.run_id = p_run AND p_limit_minutes > 0
 $$;
 
 -- What runs now, what it waits for, how far its backfill is, what it was asked; one line each.

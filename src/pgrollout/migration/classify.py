@@ -28,7 +28,7 @@ from pgrollout.migration.locks import (
     SHARE_UPDATE_EXCLUSIVE,
     lock,
 )
-from pgrollout.migration.names import column_names
+from pgrollout.migration.names import OF_NO_TABLE, column_names
 from pgrollout.migration.objects import target
 from pgrollout.migration.read import Statement
 from pgrollout.migration.refusals import refusal
@@ -323,7 +323,7 @@ def _dropped(kind: str, found: Any, scope: Scope) -> tuple[dict[str, str], list[
         return target(kind, name, name), []
     if kind in ("schema", "extension"):
         return target(kind, "", found.sval), []
-    if kind in ("index", "statistics"):
+    if kind in OF_NO_TABLE:
         return target(kind, "", found[-1].sval), []
     if kind == "type":
         name = scope.named(found.names)

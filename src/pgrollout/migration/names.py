@@ -16,6 +16,8 @@ from pgrollout.migration.text import literal, quoted
 MAX_BYTES = 63
 # Kinds of objects whose name is a canonical text; that of a column, index or trigger is the bare name.
 QUALIFIED = ("table", "view", "function", "type", "sequence")
+# Kinds whose name is unique in its schema: DROP names them without their table.
+OF_NO_TABLE = ("index", "statistics")
 _WORDS = keywords.RESERVED_KEYWORDS | keywords.TYPE_FUNC_NAME_KEYWORDS | keywords.COL_NAME_KEYWORDS
 _PART = r'"(?:[^"]|"")+"|[^."]+'
 _TWO_PARTS = re.compile(f"({_PART})\\.({_PART})")

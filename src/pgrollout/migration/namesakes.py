@@ -7,7 +7,7 @@ from typing import Any
 
 from pglast import ast, parse_sql
 
-from pgrollout.migration.names import shown
+from pgrollout.migration.names import OF_NO_TABLE, shown
 
 _KINDS = ("index", "table", "column", "constraint", "view", "trigger", "function", "type", "sequence", "policy")
 
@@ -19,8 +19,7 @@ def refuse_namesakes(steps: list[dict[str, Any]]) -> None:
         target = step["object"]
         if not target or target["kind"] not in _KINDS or step["mode"] not in ("ddl", "concurrent"):
             continue
-        # An index's name is unique in its schema, whatever its table.
-        key = (target["kind"], "" if target["kind"] == "index" else target["table"], target["name"])
+        key = (target["kind"], "" if target["kind"] in OF_NO_TABLE else target["table"], target["name"])
         if step["kind"].startswith("DROP"):
             made.pop(key, None)
             continue

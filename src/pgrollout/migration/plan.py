@@ -13,7 +13,7 @@ from typing import Any
 from pgrollout.migration.hindrances import hindrance
 from pgrollout.migration.leftovers import leftover
 from pgrollout.migration.locks import conflict
-from pgrollout.migration.names import QUALIFIED, identifier, shown
+from pgrollout.migration.names import OF_NO_TABLE, QUALIFIED, identifier, shown
 from pgrollout.migration.partitions import build_at_once, build_in_parts, drop_as_a_whole
 
 TO_DO = ("pending", "rebuild")
@@ -153,6 +153,17 @@ def rollout_indexes(plan: dict[str, Any]) -> list[dict[str, str]]:
         for step in phase["steps"]
         if step["kind"].startswith("CREATE") and step["object"] and step["object"]["kind"] == "index"
         if step["state"] == "satisfied" and "scaffold" not in step
+    ]
+
+
+def rollout_fills(plan: dict[str, Any]) -> list[dict[str, Any]]:
+    """[{id, phase, table, key, columns}] of the backfills of the plan's phases, whether done or not."""
+    wanted = ("table", "key", "columns")
+    return [
+        {"id": step["id"], "phase": phase["name"], **{name: step["backfill"][name] for name in wanted}}
+        for phase in plan["phases"]
+        for step in phase["steps"]
+        if step["mode"] == "data"
     ]
 
 
@@ -536,7 +547,7 @@ def _needs(rollout: dict[str, Any], phase: str) -> set[str]:
 
 def _key(target: dict[str, Any]) -> str:
     """One text for an object; an index is known by its name alone, because DROP INDEX does not name the table."""
-    table = "" if target["kind"] == "index" else target["table"]
+    table = "" if target["kind"] in OF_NO_TABLE else target["table"]
     return f"{target['kind']}|{table}|{target['name']}"
 
 

@@ -183,21 +183,6 @@ def violations(rows: Any) -> list[str]:
     ]
 
 
-def difference_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """A sentence for each difference of two catalog fingerprints."""
-    return [f"{row['object']}: found [{row['found']}], expected [{row['expected']}]" for row in rows]
-
-
-def content_lines(rows: list[dict[str, Any]]) -> list[str]:
-    """A phrase for each table whose content differs, with its rows before and now."""
-    return [
-        f"{row['table_name']} ({row['rows_before']:,} rows then, "
-        f"{'gone' if row['rows_now'] is None else format(row['rows_now'], ',')} now)"
-        for row in rows
-        if not row["equal"]
-    ]
-
-
 def status_lines(plan: dict[str, Any]) -> list[str]:
     """One line a phase, then what is held, in conflict or drifted."""
     lines = []

@@ -1,6 +1,6 @@
 """What the planner says of SQL without a database: safe forms, hazards, refusals. For a folder, or a whole rollout.
 
-python -m pgrollout.migration.lint DIR [--format json]
+python -m pgrollout.rollout.lint DIR [--format json]
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 from pgrollout.errors import RolloutError
 from pgrollout.migration.classify import Classifier
-from pgrollout.migration.load import gates_below, required_indexes, steps_of_file
 from pgrollout.migration.namesakes import refuse_namesakes
 from pgrollout.migration.read import read_sql
 from pgrollout.migration.show import lint_lines
+from pgrollout.rollout.load import gates_below, required_indexes, steps_of_file
 
 
 def lint(directory: str, schema: str = "public") -> dict[str, Any]:

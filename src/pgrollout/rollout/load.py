@@ -21,7 +21,8 @@ PHASE_KEYS = {"title", "objective", "expected_duration_minutes", "needs"}
 
 
 def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
-    """Returns {schema, phases: [phase], immediate, gates: [gate]}: plain dicts and lists, as filters need them.
+    """Returns {schema, phases: [phase], immediate, rolled_back: [check], gates: [gate]}: plain dicts and lists, as
+    filters need them.
 
     phase: {name, title, objective, expected_duration_minutes: {min, max}, needs: [name], migrations: [migration]}.
     migration: {name, phase, path, checksum (SHA-256 of apply.sql), header: {…}, apply: [step], rollback: [step],
@@ -51,6 +52,7 @@ def load_rollout(directory: str, schema: str = "public") -> dict[str, Any]:
         "schema": schema,
         "phases": phases,
         "immediate": immediate,
+        "rolled_back": _checks(_file(root / "rolled_back.sql")) if (root / "rolled_back.sql").exists() else [],
         "gates": gates,
     }
 
