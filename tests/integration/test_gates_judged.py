@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -73,6 +74,7 @@ gates:
   max_rows_removed_ratio: {ratio: 0.9}
   max_heap_fetch_ratio: {ratio: 0.1}
   max_shared_blocks: 10
+  max_shared_blocks_per_row: {blocks: 3, min_rows: 3}
   max_shared_read_blocks: 0
   max_temp_blocks: 0
   max_total_cost: 100
@@ -81,7 +83,7 @@ gates:
 """
     results = judge(task, look(limits))
     assert statuses(results) == {"pass"}, results
-    assert len(results) == 12 * 2
+    assert len(results) == 13 * 2
     assert one(results, "require_index", mode="generic")["observed"] == "task_short_id"
 
 
@@ -131,6 +133,20 @@ def test_a_generic_plan_that_is_bad_for_one_value(task: Database) -> None:
     generic = one(results, "max_rows_estimate_error", case="rare", mode="generic")
     assert generic["status"] == "fail"
     assert "16,667 rows expected, 50 found" in generic["reason"]
+
+
+def test_blocks_are_held_against_the_rows_of_the_answer(task: Database) -> None:
+    """Those of a large answer found by its index may be many; a small answer that reads as many is no good plan."""
+    limits = "gates: {max_shared_blocks_per_row: {blocks: 0.5}}"
+    large = judge(task, look(limits, "SELECT * FROM task WHERE short_id >= :short_id"))
+    assert statuses(large) == {"pass"}, large
+    found = one(
+        judge(task, look(limits, "SELECT count(*) FROM task WHERE title <> :short_id")), "max_shared_blocks_per_row"
+    )
+    assert (found["status"], found["limit"]) == ("fail", 0.5)
+    assert re.fullmatch(
+        r"[\d,]+ blocks hit and read for 1 row, held against 100: [\d.]+ each, over the 0.5 allowed", found["reason"]
+    )
 
 
 def test_a_spill_is_laid_to_the_node_that_spills(task: Database) -> None:

@@ -13,7 +13,10 @@ CREATE INDEX CONCURRENTLY idx_agent_project_capacity_status
     ON agents (current_project_id, project_capacity_percentage, status)
     WHERE status IN ('idle', 'busy');
 
--- Active records.
+-- Active records. The resource query counts the open tasks, one in twelve, from the index alone.
+CREATE INDEX CONCURRENTLY idx_task_open_agent ON project_management_tasks (assigned_agent_id)
+    WHERE kanban_state IN ('ready', 'in_progress');
+
 CREATE INDEX CONCURRENTLY idx_active_project_sessions ON agent_tmux_sessions (project_id, agent_id)
     WHERE status IN ('active', 'busy');
 

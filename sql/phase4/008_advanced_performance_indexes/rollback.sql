@@ -13,6 +13,8 @@ DROP INDEX CONCURRENTLY idx_active_resource_allocations;
 
 DROP INDEX CONCURRENTLY idx_active_project_sessions;
 
+DROP INDEX CONCURRENTLY idx_task_open_agent;
+
 DROP INDEX CONCURRENTLY idx_agent_project_capacity_status;
 
 DROP INDEX CONCURRENTLY idx_task_project_agent_status;

@@ -10,6 +10,7 @@ SELECT name,
 FROM (VALUES
       ('idx_task_project_agent_status', 'project_management_tasks'),
       ('idx_agent_project_capacity_status', 'agents'),
+      ('idx_task_open_agent', 'project_management_tasks'),
       ('idx_active_project_sessions', 'agent_tmux_sessions'),
       ('idx_active_resource_allocations', 'project_resource_allocations'),
       ('idx_task_complexity_metadata', 'project_management_tasks'),

@@ -180,6 +180,21 @@ def _ratios(rule: dict[str, Any], found: Iterable[tuple[dict[str, Any], float, s
     return verdicts
 
 
+def max_shared_blocks_per_row(rule: dict[str, Any], taken: Sample) -> list[Verdict]:
+    """For an answer that grows with the data. One of fewer rows than min_rows is held against min_rows."""
+    root, blocks = taken.nodes[0], taken.total("shared_blocks")
+    if blocks is None or root["rows"] is None:
+        return [unknown("the plan was not run with BUFFERS, so its blocks per row are not known")]
+    per_row = round(blocks / max(root["rows"], rule["min_rows"], 1), 2)
+    if per_row <= rule["blocks"]:
+        return [Verdict("pass", per_row, rule["blocks"])]
+    words = f"{amount(blocks)} blocks hit and read for {amount(root['rows'])} row{'' if root['rows'] == 1 else 's'}"
+    if root["rows"] < rule["min_rows"]:
+        words += f", held against {amount(rule['min_rows'])}"
+    reason = f"{words}: {amount(per_row)} each, over the {amount(rule['blocks'])} allowed"
+    return [Verdict(rule["severity"], per_row, rule["blocks"], reason=reason)]
+
+
 def max_temp_blocks(limit: Any, taken: Sample) -> list[Verdict]:
     verdict = held_against(limit, taken.total("temp_blocks"), "", "temporary blocks")
     spills = [node for node in taken.nodes if node["spill"]]
@@ -231,6 +246,7 @@ GATES: dict[str, Callable[[Any, Sample], list[Verdict]]] = {
     "max_rows_removed_ratio": max_rows_removed_ratio,
     "max_heap_fetch_ratio": max_heap_fetch_ratio,
     "max_shared_blocks": _counted("shared_blocks", "blocks hit and read"),
+    "max_shared_blocks_per_row": max_shared_blocks_per_row,
     "max_shared_read_blocks": _counted("shared_read", "blocks read from outside of shared buffers"),
     "max_temp_blocks": max_temp_blocks,
     "max_total_cost": _counted("total_cost", "cost"),
