@@ -160,8 +160,8 @@ def test_a_rollback_that_is_not_clear_changes_nothing(stopped: Stopped) -> None:
     assert differences(before, picture(database)) == []
 
     said = walk.refused("rollback", "--tags", "phase2,phase3,phase4", rollback_confirm="prod")
-    assert "DROP TABLE table agent_tmux_sessions (0 rows) loses what was written there" in said
-    assert "DROP COLUMN column agents.current_project_id (50 rows) loses what was written there" in said
+    assert "DROP TABLE table agent_tmux_sessions (0 rows)" in said
+    assert "DROP COLUMN column agents.current_project_id (50 rows)" in said
     assert "Nothing was changed. If that is meant, say -e rollback_confirm=local." in said
     assert ledger_rows(database) == rows
 

@@ -76,7 +76,7 @@ def test_each_phase_forward_and_back_to_the_same_bytes(walkers: Walkers, capsys:
     for phase in reversed(PHASES):
         if phase == "phase2":
             said = walk.refused("rollback", "--tags", phase)
-            assert "DROP COLUMN column agents.project_assignments (50 rows) loses what was written there" in said
+            assert "DROP COLUMN column agents.project_assignments (50 rows)" in said
             assert "-e rollback_confirm=local" in said
         run = walk("rollback", "--tags", phase, rollback_confirm="local", rollback_expect_equal_content=True)
         assert run.changed > 0

@@ -90,7 +90,8 @@ def settings(**changes: float | str) -> dict[str, Any]:
     """What roles/apply hands to the procedures, of its defaults but for `changes`."""
     found = yaml.safe_load((ROOT / "roles" / "apply" / "defaults" / "main.yml").read_text(encoding="utf-8"))
     names = {"apply_give_up_seconds": "give_up_s", "apply_throttle_give_up_seconds": "throttle_give_up_s"}
-    return {names.get(key, key.removeprefix("apply_")): value for key, value in found.items()} | changes
+    kept = {"keep_max_mb": 100}
+    return {names.get(key, key.removeprefix("apply_")): value for key, value in found.items()} | kept | changes
 
 
 def carry_out(database: Database, run: int, steps: list[dict[str, Any]], **changes: float | str) -> None:

@@ -7,6 +7,8 @@ BEGIN
     FOR v_routine IN
         SELECT format('%I.%I(%s)', n.nspname, p.proname, pg_get_function_identity_arguments(p.oid))
         FROM pg_proc AS p JOIN pg_namespace AS n ON n.oid = p.pronamespace WHERE n.nspname = 'pgrollout'
+          -- A table's trigger may hang on it; those are replaced as they stand.
+          AND p.prorettype <> 'trigger'::regtype
     LOOP
         EXECUTE 'DROP ROUTINE ' || v_routine;
     END LOOP;

@@ -100,6 +100,26 @@ CREATE TABLE IF NOT EXISTS pgrollout.row_change (
     PRIMARY KEY (step_id, change_id)
 );
 
+-- What a rollback took away and did not lose: a table (place: where it is now), or columns of one (their values are in
+-- row_change). state: capturing (the application's writes are followed), kept, given back.
+CREATE TABLE IF NOT EXISTS pgrollout.kept (
+    kept_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    run_id bigint NOT NULL REFERENCES pgrollout.run,
+    relation text NOT NULL,
+    columns text[],
+    key text[],
+    -- {column: what a row holds there to which nobody has given a value}
+    fresh jsonb,
+    place text,
+    -- The walk over what stood there before the capture is through.
+    copied boolean NOT NULL DEFAULT false,
+    rows bigint NOT NULL DEFAULT 0,
+    bytes bigint NOT NULL DEFAULT 0,
+    state text NOT NULL DEFAULT 'capturing',
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    ended_at timestamptz
+);
+
 -- What happened on the way: waits and for whom, retries, takeovers, failures.
 CREATE TABLE IF NOT EXISTS pgrollout.event (
     event_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,

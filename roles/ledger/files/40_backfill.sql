@@ -82,6 +82,10 @@ LANGUAGE plpgsql STABLE AS $$
 DECLARE
     v_alias text := p_spec ->> 'alias';
 BEGIN
+    IF p_spec ? 'kept' THEN
+        RETURN pgrollout.keep_batch_sql(p_spec, concat_ws(' AND ',
+            pgrollout.key_sql(p_spec, v_alias) || ' > ' || p_from, pgrollout.key_sql(p_spec, v_alias) || ' <= ' || p_to));
+    END IF;
     -- ORDER BY locks rows in key order, so that two sessions never wait for each other crosswise; it
     -- also keeps an index that serves the author's WHERE from being read from end to end (prepare_batch forbids sorting).
     RETURN format($sql$
@@ -183,7 +187,9 @@ BEGIN
     ELSE
         EXECUTE format('EXECUTE pgrollout_batch (%s, %s)', pgrollout.position_sql(p_spec, p_from), pgrollout.position_sql(p_spec, p_to)) INTO v_changed, v_moved;
     END IF;
-    IF v_moved > 0 THEN
+    IF p_spec ? 'kept' THEN
+        PERFORM pgrollout.check_kept((p_spec ->> 'kept')::bigint);
+    ELSIF v_moved > 0 THEN
         RAISE EXCEPTION 'a trigger gives it another key, so that it would be visited again';
     -- Asked in a statement of its own, which sees what triggers have written, and of the first rows: they stand for all.
     ELSIF p_first AND v_changed > 0 AND p_spec ->> 'new_rows' LIKE 'trigger%' THEN
@@ -272,7 +278,8 @@ $$;
 CREATE OR REPLACE PROCEDURE pgrollout.backfill(p_run bigint, p_step jsonb, p_part double precision) LANGUAGE plpgsql AS $$
 DECLARE
     v_settings jsonb := current_setting('pgrollout.settings')::jsonb;
-    v_spec jsonb := p_step -> 'backfill';
+    -- Of a rollback's step that keeps columns, the walk over what is in them.
+    v_spec jsonb := coalesce(pgrollout.keep_spec(p_step ->> 'keeps'), p_step -> 'backfill');
     v_id text := p_step ->> 'id';
     v_table regclass := to_regclass(v_spec ->> 'table');
     v_cursor pgrollout.cursor;
@@ -304,7 +311,7 @@ BEGIN
         SELECT * INTO v_cursor FROM pgrollout.cursor WHERE step_id = v_id;
         IF v_cursor.finished THEN
             -- A backfill of every row leaves nothing by which to tell the rows that came since.
-            EXIT WHEN p_part < 1 OR v_spec ->> 'where' = 'true';
+            EXIT WHEN p_part < 1 OR v_spec ->> 'where' = 'true' OR v_spec ? 'kept';
             EXECUTE format('SELECT count(*) FROM %s AS %I WHERE %s', v_table, v_spec ->> 'alias', v_spec ->> 'where') INTO v_left;
             EXIT WHEN v_left = 0 OR v_spec ->> 'new_rows' NOT LIKE 'trigger%';
             -- Rows that the declared trigger should have filled and did not: go over the table once more.
@@ -383,6 +390,10 @@ BEGIN
         UPDATE pgrollout.cursor SET rows_left = v_left, updated_at = clock_timestamp() WHERE step_id = v_id;
         PERFORM pgrollout.step_ended(p_run, p_step, 'done',
             CASE WHEN v_left > 0 THEN format('%s rows meet its WHERE now and are left as they are', v_left) END, v_cursor.rows_changed);
+        IF v_spec ? 'kept' THEN
+            UPDATE pgrollout.kept SET copied = true WHERE kept_id = (v_spec ->> 'kept')::bigint;
+            DELETE FROM pgrollout.cursor WHERE step_id = v_id;  -- the next rollback has a walk of its own
+        END IF;
         COMMIT;
     END IF;
 END

@@ -24,6 +24,8 @@ DECLARE
     v_looked timestamptz := '-infinity';
     v_first_failure timestamptz;
     v_blocked text;
+    v_refused bigint := 0;  -- kept values that the table does not take any more
+    v_why text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pgrollout.step WHERE step_id = p_step ->> 'id' AND run_id = p_run AND state = 'started') THEN
         PERFORM pgrollout.step_started(p_run, p_step), set_config('pgrollout.kept', '0', false);
@@ -77,7 +79,19 @@ BEGIN
         EXCEPTION WHEN lock_not_available OR deadlock_detected OR serialization_failure THEN
             v_blocked := format('rows of %s that another transaction holds (%s)', v_spec ->> 'table', SQLERRM);
             v_first_failure := coalesce(v_first_failure, clock_timestamp());
+        WHEN integrity_constraint_violation THEN
+            IF NOT p_step ? 'gives_back' THEN
+                RAISE;
+            ELSIF v_batch = 1 THEN
+                UPDATE pgrollout.row_change SET step_id = v_filled || ' (refused)'
+                WHERE change_id = (SELECT max(change_id) FROM pgrollout.row_change WHERE step_id = v_filled);
+                v_refused := v_refused + 1;
+                v_why := coalesce(v_why, SQLERRM);
+            END IF;
+            v_batch := greatest(1, v_batch / 2);
+            v_visited := NULL;
         END;
+        CONTINUE WHEN v_visited IS NULL AND v_blocked IS NULL;
         IF v_blocked IS NULL THEN
             v_total := v_total + v_restored;
             v_taken := v_taken + v_visited;
@@ -105,7 +119,10 @@ BEGIN
     END LOOP;
     DELETE FROM pgrollout.cursor WHERE step_id = v_filled;
     PERFORM pgrollout.step_ended(p_run, p_step, 'done',
-        CASE WHEN v_kept > 0 THEN format('%s rows keep what the application wrote or are gone', v_kept) END, v_total);
+        nullif(concat_ws('; ', CASE WHEN v_kept > 0 THEN format('%s rows keep what the application wrote or are gone', v_kept) END,
+            CASE WHEN v_refused > 0 THEN format('%s rows could not be given back and stay in the ledger, first: %s', v_refused, v_why) END), ''),
+        v_total);
+    UPDATE pgrollout.kept SET state = 'given back', rows = v_refused WHERE kept_id = (p_step ->> 'gives_back')::bigint;
     COMMIT;
 END
 $$;

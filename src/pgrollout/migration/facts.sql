@@ -420,6 +420,10 @@ BEGIN
             'open', EXISTS (SELECT FROM pgrollout.run WHERE ended_at IS NULL),
             'migrations', (SELECT coalesce(jsonb_object_agg(m.migration, to_jsonb(m)), '{}') FROM pgrollout.migration AS m)));
     END IF;
+    IF to_regclass('pgrollout.kept') IS NOT NULL THEN
+        facts := jsonb_set(facts, '{ledger,kept}', (SELECT coalesce(jsonb_agg(to_jsonb(k) ORDER BY k.kept_id), '[]') FROM pgrollout.kept AS k
+                           WHERE k.state = 'capturing' OR k.state = 'kept' AND k.rows > 0));
+    END IF;
     IF to_regclass('pgrollout.gate_status') IS NOT NULL THEN  -- an older ledger has none
         facts := jsonb_set(facts, '{ledger,gates_failed}', (SELECT to_jsonb(count(*)) FROM pgrollout.gate_status WHERE status = 'fail'));
     END IF;

@@ -11,6 +11,7 @@ import difflib
 from typing import Any
 
 from pgrollout.migration.hindrances import hindrance
+from pgrollout.migration.keep import giving_back, keeping
 from pgrollout.migration.leftovers import leftover
 from pgrollout.migration.locks import conflict
 from pgrollout.migration.names import OF_NO_TABLE, QUALIFIED, identifier, shown
@@ -27,10 +28,12 @@ def plan_apply(
     switches: dict[str, bool],
     reapply: list[str],
     accept_drift: list[str],
+    restore_kept: bool = True,
 ) -> dict[str, Any]:
     """Plans the way forward through `phases` (all of them where the list is empty).
 
     facts: {server, relation, step, ledger}, as facts.sql returns them.  switches: values of the rollout's `Only when`.
+    restore_kept: give back what an earlier rollback kept.
     Returns {phases: [{name, title, state, steps, unrecorded}], pending, unfinished, stoppers: [sentence], states,
     applied: [migration] (of all phases, as a whole), gates_failed (gates that failed when they were last measured),
     blockers: [{pid, relation, mode, user, application, state, seconds, query}]} (who is in the way right now).
@@ -50,6 +53,7 @@ def plan_apply(
         unrecorded = []
         for migration in phase["migrations"]:
             decided = [part for step in migration["apply"] for part in decided_of[step["id"]]]
+            decided = giving_back(decided, facts) if restore_kept else decided
             steps += decided
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
@@ -89,11 +93,14 @@ def plan_apply(
     }
 
 
-def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[str]) -> dict[str, Any]:
+def plan_rollback(
+    rollout: dict[str, Any], facts: dict[str, Any], phases: list[str], keep: bool = True
+) -> dict[str, Any]:
     """Plans the way back through `phases`, last one first. Only what the ledger says this rollout made is removed.
 
     Returns {phases: [{name, title, state, steps}], pending, stoppers, loses: [sentence]}; the steps are in the order in
-    which they run. `loses` says what of the application's data goes away with a dropped column or table.
+    which they run. `loses` says what of the application's data goes away with a dropped column or table; with `keep`
+    it is kept in the ledger.
     """
     made = {_key(step["object"]): step for step in apply_steps(rollout) if step["object"] and _stands(facts, step)}
     filled = {step["id"]: step for step in apply_steps(rollout) if step["mode"] == "data"}
@@ -111,19 +118,18 @@ def plan_rollback(rollout: dict[str, Any], facts: dict[str, Any], phases: list[s
                 f"{'is' if len(standing) == 1 else 'are'} applied; "
                 "roll that back first."
             )
-        steps = []
+        steps: list[dict[str, Any]] = []
         for migration in reversed(phase["migrations"]):
+            mine = []
             touched = any(_stands(facts, step) for step in migration["apply"])
             for step in migration["rollback"]:
                 decided = _decide_rollback(step, facts, made, filled) if touched else _untouched(step)
                 if decided["state"] in TO_DO and (found := hindrance(decided, facts)):
                     decided |= {"state": "refused", "reason": found}
-                steps.append(decided)
+                mine.append(decided)
                 if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
-                    loses.append(
-                        f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows) "
-                        "loses what was written there"
-                    )
+                    loses.append(f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows)")
+            steps += keeping(mine, facts) if keep else mine
         stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
         state = "applied" if _touched(rollout, facts, phase["name"]) else "not applied"
         planned.append({"name": phase["name"], "title": phase["title"], "state": state, "steps": steps})

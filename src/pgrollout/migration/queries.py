@@ -9,7 +9,21 @@ from typing import Any
 from pgrollout.migration.names import beside, identifier
 from pgrollout.migration.text import literal
 
-_CARRIED = ("id", "migration", "phase", "kind", "sql", "object", "locks", "undoes", "restores", "backfill", "accepted")
+_CARRIED = (
+    "id",
+    "migration",
+    "phase",
+    "kind",
+    "sql",
+    "object",
+    "locks",
+    "undoes",
+    "restores",
+    "backfill",
+    "accepted",
+    "keeps",
+    "gives_back",
+)
 
 
 # Up to this size of its table a concurrent build takes a second or two, which is not worth a session of its own.
@@ -71,6 +85,10 @@ def segment_queries(segment: dict[str, Any], run_id: int, settings: dict[str, An
         this = f"pgrollout.this_step({literal(step_id)})"
         if step["mode"] == "ddl":
             queries.append(f"CALL pgrollout.run_ddl({run}, {this})")
+            continue
+        if step["mode"] in ("keep", "give_back"):
+            routine = "backfill" if step["mode"] == "keep" else "give_table_back"
+            queries.append(f"CALL pgrollout.{routine}({run}, {this}{', 1' if step['mode'] == 'keep' else ''})")
             continue
         if step["mode"] in ("data", "restore"):
             queries += _data_queries(step, run, this)

@@ -25,6 +25,8 @@ _WORK = {
     "concurrent": "concurrent builds or drops",
     "data": "backfills",
     "restore": "backfills taken back",
+    "keep": "walks over what is kept",
+    "give_back": "tables given back",
 }
 
 
