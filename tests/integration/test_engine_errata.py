@@ -247,6 +247,50 @@ def test_erratum_39_what_stood_there_before_is_kept(way_back: WayBack, phase_one
     assert differences(phase_one.before, way_back.after) == []
 
 
+# ---- phase 2 goes, with what was written into it, and comes again
+
+
+@pytest.mark.ci
+def test_erratum_25_phase_2_comes_back_with_what_was_written(walkers: Walkers) -> None:
+    walk = walkers("kept", empty=True)
+    database = walk.database
+    database.execute(
+        "INSERT INTO agents (name, agent_type) SELECT 'agent ' || g, 'worker' FROM generate_series(1, 30) AS g"
+    )
+    walk("migrate", "--tags", "phase1,phase2")
+    before = picture(database)["catalog"]
+    database.execute(
+        'UPDATE agents SET max_concurrent_projects = 3, project_assignments = \'[{"role": "lead"}]\' '
+        "WHERE name < 'agent 2'"
+    )
+    database.execute(
+        "INSERT INTO agent_tmux_sessions (session_name, tmux_session_id, agent_id, workspace_path) "
+        "SELECT 'tmux ' || name, name, id, '/srv' FROM agents"
+    )
+    rows = "SELECT to_jsonb(t) FROM {} AS t ORDER BY id"
+    written = {name: database.query(rows.format(name)) for name in ("agents", "agent_tmux_sessions")}
+
+    said = walk.refused("rollback", "--tags", "phase2")
+    assert "It is kept in the ledger, and the migration gives it back when it is applied again." in said
+    run = walk("rollback", "--tags", "phase2", rollback_confirm="local")
+    assert database.value("SELECT to_regclass('agent_tmux_sessions')") is None
+    assert "phase2: the catalog is what it was before the phase." in run.output
+    told, status = words(run), words(walk("status"))
+    for line in (
+        "kept: about 30 rows of public.agent_tmux_sessions",
+        "kept: 11 rows of public.agents (current_project_id",
+    ):
+        assert line in told
+        assert line in status
+
+    assert "11 rows of agents (columns current_project_id" in words(walk("migrate", "--check", "--tags", "phase2"))
+    run = walk("migrate", "--tags", "phase2")
+    assert {name: database.query(rows.format(name)) for name in written} == written
+    assert "given back: 005_session_management_tables/give_back_agent_tmux_sessions: 30 rows" in words(run)
+    assert differences({"catalog": before}, {"catalog": picture(database)["catalog"]}) == []
+    assert "kept: " not in walk("status").output
+
+
 # ---- the refresh
 
 

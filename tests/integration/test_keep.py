@@ -15,7 +15,7 @@ import psycopg2.errors
 import pytest
 
 from pgrollout.migration.plan import plan_apply, plan_rollback
-from tests.support.ledger import carry_out, claim, finish, install
+from tests.support.ledger import InBackground, carry_out, claim, finish, install, transaction
 from tests.support.plans import facts_of, steps_of_plan
 from tests.support.rollouts import rollout_of
 from tests.support.waiting import wait_until
@@ -246,6 +246,23 @@ def test_what_is_written_while_the_columns_go_is_kept(columns: Way, writer: Writ
         assert (key in found) == (not wrote.get("deleted")), key
         fresh = {"a": 5, "b": "[]", "c": None}
         assert wrote.get("deleted") or found[key] == fresh | wrote, key
+
+
+def test_a_value_that_is_being_taken_back_is_not_kept(columns: Way) -> None:
+    """The walk waits for a row that somebody has changed and not committed: it would write the former value down."""
+    database = columns.database
+    database.execute("UPDATE item SET a = 10 WHERE id = 1")
+    columns.back(only=1)
+    with transaction(database, "UPDATE item SET a = 5 WHERE id = 1") as session:
+        going = InBackground(columns.back)
+        there = (
+            "SELECT EXISTS (SELECT FROM pgrollout.run WHERE ended_at IS NULL AND "
+            "(waiting_for LIKE 'rows of public.item that another%' OR step LIKE '%item.c%'))"
+        )
+        wait_until(lambda: database.value(there), 30, "the walk to wait")
+        session.commit()
+    going.result()
+    assert columns.kept() == [("public.item", ["a", "b", "c"], 0, "kept")]
 
 
 def test_a_rollback_that_was_broken_off_goes_on_or_is_taken_back(columns: Way) -> None:

@@ -101,7 +101,8 @@ CREATE TABLE IF NOT EXISTS pgrollout.row_change (
 );
 
 -- What a rollback took away and did not lose: a table (place: where it is now), or columns of one (their values are in
--- row_change). state: capturing (the application's writes are followed), kept, given back.
+-- row_change). state: capturing (the application's writes are followed), kept, given back (rows: what the table refused),
+-- forgotten.
 CREATE TABLE IF NOT EXISTS pgrollout.kept (
     kept_id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
     run_id bigint NOT NULL REFERENCES pgrollout.run,

@@ -174,6 +174,7 @@ CREATE OR REPLACE FUNCTION pgrollout.keep_table(p_table text, p_drop text) RETUR
 DECLARE
     v_table regclass := p_table::regclass;
     v_found boolean;
+    v_rows bigint;
     v_class pg_class;
     v_id bigint;
     v_place text;
@@ -241,11 +242,42 @@ BEGIN
         EXECUTE format('ALTER TABLE %s RENAME TO %I', v_table, v_place);
         EXECUTE format('ALTER TABLE %s SET SCHEMA pgrollout', v_table);
     END IF;
+    IF pg_relation_size(format('pgrollout.%I', v_place)::regclass) < 16777216 THEN  -- counted in no time
+        EXECUTE format('SELECT count(*) FROM pgrollout.%I', v_place) INTO v_rows;
+    END IF;
     EXECUTE format('COMMENT ON TABLE pgrollout.%I IS %L', v_place, format('Kept from %s by run %s', p_table, pgrollout.open_run()));
     UPDATE pgrollout.kept AS k SET state = 'kept', ended_at = clock_timestamp(), place = format('pgrollout.%I', v_place),
         bytes = pg_table_size(format('pgrollout.%I', v_place)::regclass),
-        rows = greatest(1, pgrollout.estimated_rows(format('pgrollout.%I', v_place)::regclass))
+        rows = coalesce(v_rows, pgrollout.estimated_rows(format('pgrollout.%I', v_place)::regclass))
     WHERE k.kept_id = v_id;
+END
+$$;
+
+-- One of the entries for people.
+CREATE OR REPLACE FUNCTION pgrollout.kept_line(p_kept pgrollout.kept) RETURNS text LANGUAGE sql STABLE AS $$
+    SELECT format('%s%s rows of %s from the rollback of run %s, %s%s; SELECT pgrollout.forget_kept(%s) forgets them',
+        CASE WHEN p_kept.place IS NULL OR p_kept.state = 'given back' THEN '' ELSE 'about ' END, p_kept.rows,
+        p_kept.relation || coalesce(format(' (%s)', array_to_string(p_kept.columns, ', ')), ''), p_kept.run_id, pg_size_pretty(p_kept.bytes),
+        coalesce(', in ' || p_kept.place, '')
+            || CASE p_kept.state WHEN 'kept' THEN '; applied again, the migration gives them back' ELSE '; they could not be given back' END,
+        p_kept.kept_id)
+$$;
+
+-- For the operator: what is kept and not wanted any more.
+CREATE OR REPLACE FUNCTION pgrollout.forget_kept(p_kept bigint) RETURNS void LANGUAGE plpgsql AS $$
+DECLARE
+    v_kept pgrollout.kept;
+BEGIN
+    SELECT * INTO v_kept FROM pgrollout.kept AS k WHERE k.kept_id = p_kept;
+    IF v_kept.state IS NULL OR v_kept.state = 'capturing' THEN
+        RAISE EXCEPTION 'nothing is kept under the number %', p_kept USING HINT = CASE
+            WHEN v_kept.state IS NULL THEN 'status.yml tells the numbers.' ELSE 'A rollback is at it; start that again first.' END;
+    END IF;
+    IF to_regclass(v_kept.place) IS NOT NULL THEN
+        EXECUTE format('DROP TABLE %s', v_kept.place);
+    END IF;
+    DELETE FROM pgrollout.row_change AS h WHERE h.step_id IN ('keep ' || p_kept, 'keep ' || p_kept || ' (refused)');
+    UPDATE pgrollout.kept AS k SET state = 'forgotten', rows = 0 WHERE k.kept_id = p_kept;
 END
 $$;
 

@@ -69,6 +69,11 @@ CREATE OR REPLACE FUNCTION pgrollout.report(p_run bigint) RETURNS TABLE (line te
     (SELECT 'data integrity: ' || e.detail
      FROM pgrollout.event AS e WHERE e.run_id = p_run AND e.what = 'integrity' ORDER BY e.event_id)
     UNION ALL
+    SELECT 'kept: ' || pgrollout.kept_line(k) FROM pgrollout.kept AS k WHERE k.run_id = p_run AND k.state <> 'capturing' AND k.rows > 0
+    UNION ALL
+    (SELECT format('given back: %s: %s rows%s', s.step_id, s.rows, coalesce('; ' || s.message, ''))
+     FROM pgrollout.step AS s WHERE s.run_id = p_run AND s.kind = 'GIVE BACK' AND s.state = 'done' ORDER BY s.started_at)
+    UNION ALL
     (SELECT format('before %s: restore point %s at %s', p.phase, p.restore_point, p.restore_lsn)
      FROM pgrollout.phase_run AS p WHERE p.run_id = p_run AND p.restore_point IS NOT NULL ORDER BY p.started_at)
     UNION ALL
@@ -106,6 +111,8 @@ CREATE OR REPLACE FUNCTION pgrollout.status() RETURNS TABLE (line text) LANGUAGE
     SELECT format('backup: %s, %s old, %s', b.evidence ->> 'path', date_trunc('second', clock_timestamp() - b.recorded_at),
                   CASE WHEN (b.evidence ->> 'verified')::boolean THEN 'verified by a restore' ELSE 'NOT verified' END)
     FROM (SELECT * FROM pgrollout.backup ORDER BY backup_id DESC LIMIT 1) AS b
+    UNION ALL
+    SELECT 'kept: ' || pgrollout.kept_line(k) FROM pgrollout.kept AS k WHERE k.state <> 'capturing' AND k.rows > 0
     UNION ALL
     SELECT g.line FROM pgrollout.gate_lines() AS g
 $$;
