@@ -35,12 +35,12 @@ def keeping(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str
         table = _table_of(step) if step["kind"] == "DROP COLUMN" else ""
         if table in first and step is first[table]:
             pending = [each for each in columns if _table_of(each) == table and each["state"] == "pending"]
-            found += _begin(step, [each["object"]["name"] for each in pending], facts)
+            found += _begin(step, table, [each["object"]["name"] for each in pending], facts)
         if step["kind"] == "DROP TABLE" and step["state"] == "pending":
             step = step | {"sql": f"SELECT pgrollout.keep_table({literal(_table_of(step))}, {literal(step['sql'])})"}
         found.append(step)
         if table in last and step is last[table]:
-            found.append(_end(step))
+            found.append(_end(step, table))
     return found
 
 
@@ -66,7 +66,7 @@ def giving_back(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict
         place = _where_given_back(found, table)
         found.insert(place, _give_back(found[place - 1], entry))
         if entry["state"] == "capturing":
-            found.insert(0, _end(found[place - 1]))
+            found.insert(0, _end(steps[0], table))
     return found
 
 
@@ -78,7 +78,7 @@ def _where_given_back(steps: list[dict[str, Any]], table: str) -> int:
         own = bool(step["object"]) and _table_of(step) == table
         if own and step["kind"] in ("CREATE TABLE", "ADD COLUMN"):
             first = last = place
-        elif step["kind"] in makes and (own or _takes_in(step, table)):
+        elif step["kind"].startswith(makes) and (own or _takes_in(step, table)):
             last = place
         elif step["mode"] == "data" and step["backfill"]["table"] == table:
             fill = fill or place
@@ -108,12 +108,15 @@ def label(entry: dict[str, Any]) -> str:
     return f"{rows} of {shown(entry['relation'])}{columns}, kept by run {entry['run_id']}"
 
 
-def _begin(model: dict[str, Any], columns: list[str], facts: dict[str, Any]) -> list[dict[str, Any]]:
-    table = _table_of(model)
+def _begin(model: dict[str, Any], table: str, columns: list[str], facts: dict[str, Any]) -> list[dict[str, Any]]:
     entry = _capturing(facts, table)
     names = ", ".join(literal(name) for name in columns)
-    begin = _step(model, "keep", "KEEP COLUMNS", f"SELECT pgrollout.keep_columns({literal(table)}, ARRAY[{names}])")
-    walk = _step(model, "keep_rows", "KEEP ROWS", f"-- what stands in {identifiers(columns)} and is not the default")
+    begin = _step(
+        model, table, "keep", "KEEP COLUMNS", f"SELECT pgrollout.keep_columns({literal(table)}, ARRAY[{names}])"
+    )
+    walk = _step(
+        model, table, "keep_rows", "KEEP ROWS", f"-- what stands in {identifiers(columns)} and is not the default"
+    )
     begin["locks"] = [{"relation": table, "mode": "SHARE ROW EXCLUSIVE"}]
     walk |= {"mode": "keep", "keeps": table, "locks": [{"relation": table, "mode": "ROW SHARE"}]}
     if entry:
@@ -123,18 +126,17 @@ def _begin(model: dict[str, Any], columns: list[str], facts: dict[str, Any]) -> 
     return [begin, walk]
 
 
-def _end(model: dict[str, Any]) -> dict[str, Any]:
-    table = _table_of(model)
-    step = _step(model, "keep_end", "END KEEP", f"SELECT pgrollout.end_keep({literal(table)})")
+def _end(model: dict[str, Any], table: str) -> dict[str, Any]:
+    step = _step(model, table, "keep_end", "END KEEP", f"SELECT pgrollout.end_keep({literal(table)})")
     return step | {"locks": [{"relation": table, "mode": "ACCESS EXCLUSIVE"}]}
 
 
 def _give_back(model: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
-    step = _step(model, "give_back", "GIVE BACK", "SELECT FROM restored")
+    step = _step(model, entry["relation"], "give_back", "GIVE BACK", "SELECT FROM restored")
     step |= {
         "reason": f"{label(entry)}; -e restore_kept=false leaves them there",
         "gives_back": entry["kept_id"],
-        "locks": [{"relation": _table_of(model), "mode": "ROW EXCLUSIVE"}],
+        "locks": [{"relation": entry["relation"], "mode": "ROW EXCLUSIVE"}],
         "rows": entry["rows"],
     }
     if entry["columns"] is None:
@@ -143,9 +145,9 @@ def _give_back(model: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any]:
     return step | {"mode": "restore", "restores": f"keep {entry['kept_id']}", "backfill": spec}
 
 
-def _step(model: dict[str, Any], verb: str, kind: str, sql: str) -> dict[str, Any]:
+def _step(model: dict[str, Any], table: str, verb: str, kind: str, sql: str) -> dict[str, Any]:
     """A step of the engine's own beside one of the author's."""
-    name = f"{verb}_{in_id(bare(_table_of(model)))}"
+    name = f"{verb}_{in_id(bare(table))}"
     mine = {"id": f"{model['migration']}/{name}", "name": name, "kind": kind, "sql": sql, "written": ""}
     nothing: dict[str, Any] = {
         "object": None,
