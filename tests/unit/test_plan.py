@@ -249,7 +249,7 @@ def test_changed_file_is_drift_unless_accepted(tmp_path: Path) -> None:
 
 
 def test_rollback_removes_what_the_ledger_says_was_made(tmp_path: Path) -> None:
-    plan = planner.plan_rollback(rollout_of(tmp_path, TWO), APPLIED, ["phase1", "phase2"])
+    plan = planner.plan_rollback(rollout_of(tmp_path, TWO), APPLIED, ["phase1", "phase2"], keep=False)
     assert [phase["name"] for phase in plan["phases"]] == ["phase2", "phase1"]
     assert states(plan) == ["pending", "pending"]
     assert [step["undoes"] for phase in plan["phases"] for step in phase["steps"]] == [["002_b/a.c"], ["001_a/i"]]
@@ -292,7 +292,7 @@ def test_restore_needs_its_backfill_and_does_nothing_where_nothing_was_filled(tm
 def test_locks_are_completed_with_what_only_the_catalog_knows(tmp_path: Path) -> None:
     foreign = COLUMN | {"references": ["public.a", "public.other"]}
     facts = APPLIED | {"step": APPLIED["step"] | {"002_b/a.c (rollback)": {"actual": foreign}}}
-    plan = planner.plan_rollback(rollout_of(tmp_path, TWO), facts, ["phase1", "phase2"])
+    plan = planner.plan_rollback(rollout_of(tmp_path, TWO), facts, ["phase1", "phase2"], keep=False)
     locks = [
         [(lock["relation"], lock["mode"]) for lock in step["locks"]] for p in plan["phases"] for step in p["steps"]
     ]
