@@ -166,6 +166,13 @@ class Databases:
         )
         return Database(name, self._server)
 
+    def loaded(self, scale: str) -> Database:
+        """The baseline at another scale; 1 is 300,000 tasks."""
+        name = f"hive_{os.getpid()}_{next(_numbers)}"
+        self._made.append(name)
+        load(self._server, name, scale)
+        return Database(name, self._server)
+
     def drop(self) -> None:
         if self._made and not self._server.pid():
             self._server.start()  # a test of server stops ended with it down

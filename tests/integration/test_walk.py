@@ -16,10 +16,11 @@ import pytest
 from tests.support.application import ALPHABET, TABLES, Application, verify
 from tests.support.ledger import ledger_rows
 from tests.support.pictures import differences, picture
+from tests.support.walks import Walker
 
 if TYPE_CHECKING:
-    from tests.conftest import Database
-    from tests.support.walks import Walker, Walkers
+    from tests.conftest import Database, Databases, Playbook
+    from tests.support.walks import Walkers
 
 PHASES = ("phase1", "phase2", "phase3", "phase4")
 Capture = pytest.CaptureFixture[str]
@@ -153,6 +154,33 @@ def test_an_application_works_on_through_all_of_it(under_load: UnderLoad, capsys
             f"{report['longest_wait_ms']} ms ({what['what']} at {what['at']} UTC), p99 {report['p99_ms']} ms"
         )
     show(under_load.walk, capsys)
+
+
+@pytest.mark.full
+def test_twice_there_and_back_at_full_size(
+    databases: Databases, playbook: Playbook, tmp_path: Path, capsys: Capture
+) -> None:
+    """300,000 tasks, an application at work, and each time the same catalog on either side."""
+    database = databases.loaded("1")
+    walk = Walker(database, playbook, tmp_path / "backups")
+    app = Application(database.dsn("hive_app"), threads=4, rate=80, journal_dir=tmp_path, seed=3)
+    catalogs = [picture(database)["catalog"]]
+    app.start()
+    try:
+        for _ in range(2):
+            walk("migrate")
+            catalogs.append(picture(database)["catalog"])
+            run = walk("rollback", "--tags", "full", rollback_confirm="local")
+            catalogs.append(picture(database)["catalog"])
+            assert run.output.count("the catalog is what it was before the phase.") == len(PHASES)
+    finally:
+        app.stop()
+    with contextlib.closing(database.connect()) as connection:
+        assert verify(tmp_path, connection) == []
+    assert app.report()["errors"] == []
+    assert catalogs[0] == catalogs[2] == catalogs[4]
+    assert catalogs[1] == catalogs[3] != catalogs[0]
+    show(walk, capsys)
 
 
 def test_short_ids_are_unique_registered_and_rightly_spelt(under_load: UnderLoad) -> None:
