@@ -209,7 +209,7 @@ def test_a_run_of_another_host_is_taken_over_only_when_told(almost: Database, mi
     assert re.fullmatch(rf"the operator said take_over; taken over by run \d+ \(\S+ on {re.escape(HERE)}\)", message)
 
 
-@pytest.mark.parametrize("why", ["ended", pytest.param("pid of another process", marks=pytest.mark.ci)])
+@pytest.mark.parametrize("why", ["ended", "pid of another process"])
 def test_a_run_whose_controller_is_dead_on_this_host_is_taken_over_by_itself(
     almost: Database, migrate: Callable[..., Run], why: str
 ) -> None:
