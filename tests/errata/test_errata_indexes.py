@@ -34,7 +34,7 @@ def test_erratum_1_concurrent_builds_are_statements_of_their_own(bare: Any) -> N
         for s in plain.statements(f"{folder}/apply.sql")
         if "CONCURRENTLY" in s.text
     }
-    assert len(names) == 29
+    assert len(names) == 30
     assert all(value(bare, VALID, name) for name in names)
 
 

@@ -512,7 +512,7 @@ def test_a_server_that_crashes_takes_back_batches_with_their_cursor(own_server: 
 # ---- bloat and progress
 
 
-@pytest.mark.parametrize("key", ["bigint", "uuid"])
+@pytest.mark.parametrize("key", ["bigint", pytest.param("uuid", marks=pytest.mark.ci)])
 def test_the_table_grows_by_a_part_and_not_to_twice_its_size(
     ledger: Database, run: int, tmp_path: Path, key: str
 ) -> None:

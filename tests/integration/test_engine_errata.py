@@ -169,7 +169,6 @@ def test_erratum_21_the_roadmaps_query_on_migration_log_runs_verbatim(phase_one:
     assert forward[0]["errors_encountered"] == 0
 
 
-@pytest.mark.ci
 def test_drift_is_reported_and_refused_until_accepted(phase_one: PhaseOne, tmp_path: Path) -> None:
     walk = phase_one.walk
     copied = tmp_path / "sql"

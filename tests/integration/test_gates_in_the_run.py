@@ -84,6 +84,7 @@ def moments(database: Database) -> list[tuple[Any, ...]]:
     )
 
 
+@pytest.mark.ci
 def test_a_gate_that_fails_stops_the_run_until_it_is_met(item: Database, playbook: Playbook, tmp_path: Path) -> None:
     variables = given(tmp_path, FIRST, SECOND, noted("phase1", "001_code"))
 

@@ -60,7 +60,7 @@ def fill(database: Database, run: int, folder: Path, *tables: str) -> list[dict[
     steps = steps_of(folder, "".join(SQL.format(table=table) for table in tables))
     carry_out(database, run, steps)
     return [
-        {"id": step["id"], "phase": "phase1"} | {name: step["backfill"][name] for name in ("table", "key", "columns")}
+        {"id": step["id"], "phase": "phase1"} | {name: step["backfill"][name] for name in ("table", "columns")}
         for step in steps
     ]
 

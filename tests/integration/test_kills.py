@@ -248,8 +248,7 @@ def kill_again_and_again(subject: Subject, chance: random.Random, kills: int) ->
 
 
 @pytest.mark.ci
-@pytest.mark.parametrize("chain", range(2))
-def test_three_kills_at_random_moments(subject: Subject, chance: random.Random, chain: int) -> None:  # noqa: ARG001
+def test_three_kills_at_random_moments(subject: Subject, chance: random.Random) -> None:
     kill_again_and_again(subject, chance, 3)
 
 
@@ -300,8 +299,9 @@ def test_a_server_that_stops_in_mid_backfill(subject: Subject, server: Server, c
         done = subject.start().wait()
     subject.assert_finished(done, kept)
     assert witness.faults == []
-    runs = subject.database.query("SELECT run_id, status FROM pgrollout.run ORDER BY run_id")
-    assert runs == [(1, "taken over"), (2, "completed")]
+    # their numbers need not follow each other: a server that crashes takes up a sequence some numbers later
+    runs = subject.database.query("SELECT status FROM pgrollout.run ORDER BY run_id")
+    assert runs == [("taken over",), ("completed",)]
 
 
 def stop_again_and_again(subject: Subject, server: Server, chance: random.Random, stops: int) -> None:
@@ -318,7 +318,7 @@ def stop_again_and_again(subject: Subject, server: Server, chance: random.Random
     assert witness.faults == []
 
 
-@pytest.mark.ci
+@pytest.mark.full
 def test_two_stops_at_random_moments(subject: Subject, server: Server, chance: random.Random) -> None:
     stop_again_and_again(subject, server, chance, 2)
 
@@ -333,17 +333,12 @@ def test_five_stops_at_random_moments(
 
 # ---- back from the middle
 
-FULL = pytest.mark.full
-CI = pytest.mark.ci
-
 
 @pytest.mark.parametrize(
     "phase",
     [
-        pytest.param("phase1", marks=FULL),
-        pytest.param("phase2", marks=CI),
-        pytest.param("phase3", marks=CI),
-        pytest.param("phase4", marks=FULL),
+        pytest.param("phase3", marks=pytest.mark.ci),
+        *(pytest.param(phase, marks=pytest.mark.full) for phase in ("phase1", "phase2", "phase4")),
     ],
 )
 def test_a_phase_that_was_killed_at_a_random_step_goes_back(

@@ -95,7 +95,7 @@ def test_each_phase_forward_and_back_to_the_same_bytes(walkers: Walkers, capsys:
     show(walk, capsys)
 
 
-@pytest.mark.ci
+@pytest.mark.full
 def test_all_phases_back_at_once_to_the_same_bytes(walkers: Walkers, capsys: Capture) -> None:
     walk = walkers("at_once")
     before = picture(walk.database)

@@ -1,7 +1,7 @@
 -- Whether the rows that stood before a run still do: each table against its digest from before the run's first phase,
 -- with what the rollout itself filled undone, and what the application wrote meanwhile told apart by the server's counts.
 
--- digest() of a table's rows of p_where as if the backfills p_fills ([{id, key, columns}]) had not been: where a row still holds what one
+-- digest() of a table's rows of p_where as if the backfills p_fills ([{id, columns}]) had not been: where a row still holds what one
 -- wrote, what it was before counts. `filled`: how many rows that were.
 CREATE OR REPLACE FUNCTION pgrollout.digest_undone(p_table regclass, p_columns text[], p_fills jsonb, p_where text) RETURNS jsonb LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog SET lc_monetary = 'C' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
@@ -21,7 +21,7 @@ BEGIN
             ' LEFT JOIN (SELECT h.key, (array_agg(h.old ORDER BY h.change_id))[1] AS old, (array_agg(h.new ORDER BY h.change_id DESC))[1] AS new'
             ' FROM pgrollout.row_change AS h WHERE h.step_id = %L GROUP BY h.key) AS h%s ON %s', v_fill ->> 'id', v_number,
             (SELECT string_agg(format('t.%1$I = (jsonb_populate_record(NULL::%2$s, h%3$s.key)).%1$I', k, v_row, v_number), ' AND ')
-             FROM jsonb_array_elements_text(v_fill -> 'key') AS k));
+             FROM jsonb_object_keys((SELECT h.key FROM pgrollout.row_change AS h WHERE h.step_id = v_fill ->> 'id' LIMIT 1)) AS k));
         v_filled := format('%s OR h%s.key IS NOT NULL', v_filled, v_number);
         SELECT v_values || coalesce(jsonb_object_agg(c, format(
                    'CASE WHEN h%1$s.key IS NOT NULL AND coalesce(to_jsonb(t.%2$I), ''null'') = h%1$s.new -> %2$L '
@@ -39,7 +39,7 @@ $$;
 -- Each table that stood before p_phase: `equal` to what it was (but for `filled` rows into which the rollout wrote);
 -- `written` meanwhile, with the rows that the server counts as inserted, updated and deleted since (counts come seconds
 -- late, so they explain and do not prove); `not compared`, and why.
--- p_fills: the backfills of the rollout, [{id, phase, table, key, columns}].
+-- p_fills: the backfills of the rollout, [{id, phase, table, columns}].
 CREATE OR REPLACE FUNCTION pgrollout.integrity(p_phase text, p_fills jsonb)
 RETURNS TABLE (table_name text, state text, why text, rows_before bigint, rows_now bigint, filled bigint, inserted bigint, updated bigint, deleted bigint)
 LANGUAGE plpgsql STABLE AS $$

@@ -163,8 +163,8 @@ def rollout_indexes(plan: dict[str, Any]) -> list[dict[str, str]]:
 
 
 def rollout_fills(plan: dict[str, Any]) -> list[dict[str, Any]]:
-    """[{id, phase, table, key, columns}] of the backfills of the plan's phases, whether done or not."""
-    wanted = ("table", "key", "columns")
+    """[{id, phase, table, columns}] of the backfills of the plan's phases, whether done or not."""
+    wanted = ("table", "columns")
     return [
         {"id": step["id"], "phase": phase["name"], **{name: step["backfill"][name] for name in wanted}}
         for phase in plan["phases"]
