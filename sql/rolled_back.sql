@@ -10,10 +10,10 @@ SELECT 'project_management_tasks ' || t.id, t.project_id, 'a project'
 FROM project_management_tasks t
 WHERE NOT EXISTS (SELECT FROM project_management_projects p WHERE p.id = t.project_id);
 
--- Check: agents are idle, busy or what else the application knows
+-- Check: agents are idle, busy or what else the application knows, or have no status, as ever
 SELECT 'agents ' || a.id, a.status, 'idle, busy, sleeping, error or offline'
 FROM agents a
-WHERE (a.status IN ('idle', 'busy', 'sleeping', 'error', 'offline')) IS NOT TRUE;
+WHERE a.status NOT IN ('idle', 'busy', 'sleeping', 'error', 'offline');
 
 -- Check: the application's queries on projects and tasks can be asked
 SELECT 'project_management_projects', p.name, 'an id' FROM (SELECT p.id, p.name FROM project_management_projects p LIMIT 5) AS p WHERE p.id IS NULL

@@ -257,7 +257,7 @@ $$;
 CREATE OR REPLACE FUNCTION pgrollout.kept_line(p_kept pgrollout.kept) RETURNS text LANGUAGE sql STABLE AS $$
     SELECT format('%s%s rows of %s from the rollback of run %s, %s%s; SELECT pgrollout.forget_kept(%s) forgets them',
         CASE WHEN p_kept.place IS NULL OR p_kept.state = 'given back' THEN '' ELSE 'about ' END, p_kept.rows,
-        p_kept.relation || coalesce(format(' (%s)', array_to_string(p_kept.columns, ', ')), ''), p_kept.run_id, pg_size_pretty(p_kept.bytes),
+        p_kept.relation || coalesce(' (' || array_to_string(p_kept.columns, ', ') || ')', ''), p_kept.run_id, pg_size_pretty(p_kept.bytes),
         coalesce(', in ' || p_kept.place, '')
             || CASE p_kept.state WHEN 'kept' THEN '; applied again, the migration gives them back' ELSE '; they could not be given back' END,
         p_kept.kept_id)
