@@ -171,6 +171,25 @@ def test_the_second_rollback_keeps_anew(columns: Way) -> None:
     assert [state for *_, state in columns.kept()] == ["given back", "given back"]
 
 
+def test_what_was_left_in_favour_of_a_later_one_does_not_come_back_by_itself(columns: Way) -> None:
+    database = columns.database
+    database.execute("UPDATE item SET a = 10 WHERE id <= 100")
+    columns.back()
+    columns.apply(restore_kept=False)
+    database.execute("UPDATE item SET a = 20 WHERE id > 2900")
+    columns.back()
+    columns.apply()
+    expected = [(5, ROWS - 100), (20, 100)]
+    assert database.query("SELECT a, count(*) FROM item GROUP BY 1 ORDER BY 1") == expected
+    assert [step for step in steps_of_plan(columns.apply()) if step["state"] == "pending"] == []
+    assert [(rows, state) for *_, rows, state in columns.kept()] == [(100, "kept"), (0, "given back")]
+    database.execute("SELECT pgrollout.forget_kept(1)")
+    assert [(rows, state) for *_, rows, state in columns.kept()] == [(0, "forgotten"), (0, "given back")]
+    assert database.value("SELECT count(*) FROM pgrollout.row_change") == 0
+    with pytest.raises(psycopg2.Error, match="nothing is kept under the number 9"):
+        database.execute("SELECT pgrollout.forget_kept(9)")
+
+
 @dataclass
 class Writer(threading.Thread):
     """An application that writes its columns as long as they are there, and remembers what it has committed."""
@@ -366,6 +385,8 @@ def test_a_partitioned_table_is_kept_as_a_copy(ledger: Database, tmp_path: Path)
     way = _way(ledger, tmp_path, f"{there}CREATE TABLE part_1 PARTITION OF part DEFAULT;", "DROP TABLE part;")
     ledger.execute("INSERT INTO part SELECT g, 'w' || g FROM generate_series(1, 300) AS g")
     before = ledger.query("SELECT * FROM part ORDER BY id")
+    with pytest.raises(psycopg2.Error, match=r"what is kept of public.part takes more than rollback_keep_max_mb \(0\)"):
+        way.back(keep_max_mb=0)
     way.back()
     assert ledger.value("SELECT to_regclass('part_1') IS NULL")
     assert [(name, state) for name, _, _, state in way.kept()] == [("public.part", "kept")]

@@ -37,7 +37,7 @@ def names(steps: list[dict[str, Any]], state: str = "pending") -> list[str]:
 
 
 def test_columns_are_kept_from_the_first_drop_to_the_last(tmp_path: Path) -> None:
-    steps = keeping(steps_of(tmp_path, BACK, "rollback"), {})
+    steps = keeping(steps_of(tmp_path, BACK, "rollback"), {}, keep=True)
     assert names(steps) == [
         *("keep_a", "keep_rows_a", "a.y"),
         *("keep_b", "keep_rows_b", "b.z", "keep_end_b"),
@@ -52,7 +52,7 @@ def test_columns_are_kept_from_the_first_drop_to_the_last(tmp_path: Path) -> Non
 
 def test_what_is_gone_already_is_not_kept(tmp_path: Path) -> None:
     gone = {"a_y": "satisfied", "a_x": "kept", "c": "satisfied"}
-    steps = keeping(steps_of(tmp_path, BACK, "rollback", **gone), {})
+    steps = keeping(steps_of(tmp_path, BACK, "rollback", **gone), {}, keep=True)
     assert names(steps) == ["keep_b", "keep_rows_b", "b.z", "keep_end_b"]
     assert steps[-1]["sql"] == "DROP TABLE c"
 
@@ -60,14 +60,21 @@ def test_what_is_gone_already_is_not_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("copied", "expected"), [(False, ["keep_rows_a", "a.x"]), (True, ["a.x"])])
 def test_a_keeping_that_was_broken_off_goes_on(tmp_path: Path, copied: bool, expected: list[str]) -> None:
     begun = ledger(entry(columns=["x", "y"], state="capturing", copied=copied))
-    steps = keeping(steps_of(tmp_path, BACK, "rollback", a_y="satisfied", b_z="kept", c="kept"), begun)
+    steps = keeping(steps_of(tmp_path, BACK, "rollback", a_y="satisfied", b_z="kept", c="kept"), begun, keep=True)
     assert names(steps) == [*expected, "keep_end_a"]
 
 
 def test_a_keeping_whose_columns_are_all_gone_ends(tmp_path: Path) -> None:
     begun = ledger(entry(columns=["x", "y"], state="capturing"))
     gone = {"a_y": "satisfied", "a_x": "satisfied", "b_z": "satisfied", "c": "satisfied"}
-    assert names(keeping(steps_of(tmp_path, BACK, "rollback", **gone), begun)) == ["keep_end_a"]
+    assert names(keeping(steps_of(tmp_path, BACK, "rollback", **gone), begun, keep=True)) == ["keep_end_a"]
+
+
+def test_without_keeping_only_what_was_begun_ends(tmp_path: Path) -> None:
+    begun = ledger(entry(columns=["x", "y"], state="capturing"))
+    steps = keeping(steps_of(tmp_path, BACK, "rollback", a_y="satisfied"), begun, keep=False)
+    assert names(steps) == ["b.z", "a.x", "keep_end_a", "c"]
+    assert steps[-1]["sql"] == "DROP TABLE c"
 
 
 FILL = "-- Backfill: by id\nUPDATE a SET y = 1 WHERE y IS NULL;\n"
@@ -79,7 +86,7 @@ ALTER TABLE a ADD CONSTRAINT y_above CHECK (y > 0);
 
 
 def test_columns_come_back_behind_their_constraints_and_before_a_backfill(tmp_path: Path) -> None:
-    found = names(giving_back(steps_of(tmp_path, FORTH, "apply"), ledger(entry(columns=["x", "y"]))))
+    found = names(giving_back(steps_of(tmp_path, FORTH, "apply"), ledger(entry(columns=["x", "y"])), restore=True))
     place = found.index("give_back_a")
     assert {"a.x", "a.y", "a.y_above"} <= set(found[:place])
     assert "backfill_a" in found[place:]
@@ -87,7 +94,9 @@ def test_columns_come_back_behind_their_constraints_and_before_a_backfill(tmp_pa
 
 def test_the_newest_of_two_comes_back(tmp_path: Path) -> None:
     kept = ledger(entry(columns=["x"]), entry(columns=["x", "y"], kept_id=9))
-    (step,) = [s for s in giving_back(steps_of(tmp_path, FORTH, "apply"), kept) if s["kind"] == "GIVE BACK"]
+    (step,) = [
+        s for s in giving_back(steps_of(tmp_path, FORTH, "apply"), kept, restore=True) if s["kind"] == "GIVE BACK"
+    ]
     assert (step["gives_back"], step["restores"]) == (9, "keep 9")
     assert step["reason"] == "12 rows of a (columns x, y), kept by run 3; -e restore_kept=false leaves them there"
     assert step["backfill"] == {"table": "public.a", "key": ["id"], "columns": ["x", "y"]}
@@ -104,7 +113,14 @@ def test_the_newest_of_two_comes_back(tmp_path: Path) -> None:
 )
 def test_what_is_not_made_again_stays(tmp_path: Path, kept: dict[str, Any], states: dict[str, str]) -> None:
     steps = steps_of(tmp_path, FORTH, "apply", **states)
-    assert giving_back(steps, ledger(kept)) == steps
+    assert giving_back(steps, ledger(kept), restore=True) == steps
+
+
+def test_what_is_not_wanted_back_stays_and_its_keeping_ends(tmp_path: Path) -> None:
+    steps = steps_of(tmp_path, FORTH, "apply")
+    assert giving_back(steps, ledger(entry(columns=["x", "y"])), restore=False) == steps
+    begun = ledger(entry(columns=["x", "y"], state="capturing"))
+    assert names(giving_back(steps, begun, restore=False)) == ["keep_end_a", *names(steps)]
 
 
 def test_a_table_comes_back_behind_its_partitions(tmp_path: Path) -> None:
@@ -113,14 +129,14 @@ def test_a_table_comes_back_behind_its_partitions(tmp_path: Path) -> None:
         "CREATE TABLE b (id int REFERENCES a (id));"
     )
     kept = ledger(entry(), entry("public.b", place="pgrollout.kept_8_b", kept_id=8))
-    steps = giving_back(steps_of(tmp_path, sql, "apply"), kept)
+    steps = giving_back(steps_of(tmp_path, sql, "apply"), kept, restore=True)
     assert names(steps) == ["a", "a_1", "give_back_a", "b", "give_back_b"]
     assert {step["mode"] for step in steps if step["kind"] == "GIVE BACK"} == {"give_back"}
 
 
 def test_a_rollback_that_is_taken_back_ends_its_keeping_first(tmp_path: Path) -> None:
     begun = ledger(entry(columns=["x", "y"], state="capturing"))
-    steps = giving_back(steps_of(tmp_path, FORTH, "apply", a_x="satisfied"), begun)
+    steps = giving_back(steps_of(tmp_path, FORTH, "apply", a_x="satisfied"), begun, restore=True)
     assert steps[0]["sql"] == "SELECT pgrollout.end_keep('public.a')"
     assert steps[0]["locks"] == [{"relation": "public.a", "mode": "ACCESS EXCLUSIVE"}]
     assert "give_back_a" in names(steps)

@@ -200,6 +200,8 @@ BEGIN
        OR EXISTS (SELECT FROM pg_inherits AS h WHERE h.inhrelid = v_table)
        OR EXISTS (SELECT FROM pg_attribute AS a WHERE a.attrelid = v_table AND a.attgenerated = 'v')
        OR EXISTS (SELECT FROM pg_publication_rel AS p WHERE p.prrelid = v_table) THEN
+        UPDATE pgrollout.kept AS k SET bytes = (SELECT sum(pg_table_size(r)) FROM pgrollout.stored(v_table) AS r) WHERE k.kept_id = v_id;
+        PERFORM pgrollout.check_kept(v_id);
         EXECUTE format('CREATE TABLE pgrollout.%I AS SELECT * FROM %s', v_place, v_table);
         EXECUTE p_drop;
     ELSE

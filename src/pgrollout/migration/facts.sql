@@ -422,7 +422,9 @@ BEGIN
     END IF;
     IF to_regclass('pgrollout.kept') IS NOT NULL THEN
         facts := jsonb_set(facts, '{ledger,kept}', (SELECT coalesce(jsonb_agg(to_jsonb(k) ORDER BY k.kept_id), '[]') FROM pgrollout.kept AS k
-                           WHERE k.state = 'capturing' OR k.state = 'kept' AND k.rows > 0));
+                           WHERE (k.state = 'capturing' OR k.state = 'kept' AND k.rows > 0)
+                             AND NOT EXISTS (SELECT FROM pgrollout.kept AS n WHERE n.kept_id > k.kept_id AND n.relation = k.relation
+                                             AND n.columns IS NOT DISTINCT FROM k.columns)));
     END IF;
     IF to_regclass('pgrollout.gate_status') IS NOT NULL THEN  -- an older ledger has none
         facts := jsonb_set(facts, '{ledger,gates_failed}', (SELECT to_jsonb(count(*)) FROM pgrollout.gate_status WHERE status = 'fail'));

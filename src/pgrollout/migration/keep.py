@@ -13,17 +13,17 @@ from pgrollout.migration.names import bare, identifiers, in_id, shown
 from pgrollout.migration.text import literal
 
 
-def keeping(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+def keeping(steps: list[dict[str, Any]], facts: dict[str, Any], keep: bool) -> list[dict[str, Any]]:
     """A migration's decided rollback steps, with those that keep what its drops take away.
 
     Before the first DROP COLUMN of a table its columns begin to be kept and are walked over, behind the last one the
-    keeping ends. A DROP TABLE becomes a move.
+    keeping ends. A DROP TABLE becomes a move. Without `keep` only what was begun ends.
     """
     columns = [step for step in steps if step["kind"] == "DROP COLUMN"]
     by_table = {
         table: list(drops)
         for table, drops in groupby(sorted(columns, key=_table_of), key=_table_of)
-        if any(step["state"] == "pending" for step in drops)
+        if keep and any(step["state"] == "pending" for step in drops)
     }
     for table in {_table_of(step) for step in columns} - by_table.keys():
         if _capturing(facts, table):
@@ -33,10 +33,10 @@ def keeping(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str
     found = []
     for step in steps:
         table = _table_of(step) if step["kind"] == "DROP COLUMN" else ""
-        if table in first and step is first[table]:
+        if keep and table in first and step is first[table]:
             pending = [each for each in columns if _table_of(each) == table and each["state"] == "pending"]
             found += _begin(step, table, [each["object"]["name"] for each in pending], facts)
-        if step["kind"] == "DROP TABLE" and step["state"] == "pending":
+        if keep and step["kind"] == "DROP TABLE" and step["state"] == "pending":
             step = step | {"sql": f"SELECT pgrollout.keep_table({literal(_table_of(step))}, {literal(step['sql'])})"}
         found.append(step)
         if table in last and step is last[table]:
@@ -44,11 +44,11 @@ def keeping(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str
     return found
 
 
-def giving_back(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict[str, Any]]:
+def giving_back(steps: list[dict[str, Any]], facts: dict[str, Any], restore: bool) -> list[dict[str, Any]]:
     """A migration's decided steps, with those that give back what was kept of what it makes.
 
     Where its columns and constraints are there, and before a backfill takes a row without a value for one that nobody
-    has written. A keeping that was broken off ends first.
+    has written. A keeping that was broken off ends first; without `restore` that is all.
     """
     made: dict[str, set[str] | None] = {}  # table: its columns that this migration makes, None for the table as a whole
     for step in steps:
@@ -64,7 +64,8 @@ def giving_back(steps: list[dict[str, Any]], facts: dict[str, Any]) -> list[dict
         if not entry:
             continue
         place = _where_given_back(found, table)
-        found.insert(place, _give_back(found[place - 1], entry))
+        if restore:
+            found.insert(place, _give_back(found[place - 1], entry))
         if entry["state"] == "capturing":
             found.insert(0, _end(steps[0], table))
     return found

@@ -53,7 +53,7 @@ def plan_apply(
         unrecorded = []
         for migration in phase["migrations"]:
             decided = [part for step in migration["apply"] for part in decided_of[step["id"]]]
-            decided = giving_back(decided, facts) if restore_kept else decided
+            decided = giving_back(decided, facts, restore_kept)
             steps += decided
             drift += _drift(migration, facts, accept_drift)
             if _is_unrecorded(migration, decided, facts):
@@ -129,7 +129,7 @@ def plan_rollback(
                 mine.append(decided)
                 if decided["state"] == "pending" and step["kind"] in ("DROP COLUMN", "DROP TABLE"):
                     loses.append(f"{step['kind']} {label_of(step['object'])} ({decided['rows']:,} rows)")
-            steps += keeping(mine, facts) if keep else mine
+            steps += keeping(mine, facts, keep)
         stoppers += [f"{step['id']} ({step['where']}): {step['reason']}" for step in steps if step["state"] in STOPPERS]
         state = "applied" if _touched(rollout, facts, phase["name"]) else "not applied"
         planned.append({"name": phase["name"], "title": phase["title"], "state": state, "steps": steps})
