@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any
 
@@ -117,7 +118,8 @@ def test_without_the_history_the_filled_table_would_differ(ledger: Database, tmp
         "UPDATE item SET cost = 2 WHERE id = 5",
         "UPDATE item SET at = at + interval '1 us' WHERE id = 1",
         "DELETE FROM item WHERE id = 7",
-        "INSERT INTO item (id) VALUES (0)",
+        "DELETE FROM item WHERE id = 7; INSERT INTO item (id) VALUES (0)",
+        "DELETE FROM item WHERE id = 5; INSERT INTO item (id, code) VALUES (5, 'given')",
         "DELETE FROM item WHERE id = 7; INSERT INTO item (id, code) VALUES (7, 'C7')",
     ],
 )
@@ -127,6 +129,33 @@ def test_a_single_row_that_somebody_wrote_is_seen(ledger: Database, tmp_path: Pa
     ledger.execute(statement)
     assert compared(ledger, fills)["item"][0] == "written"
     assert compared(ledger, fills)["other"][0] == "equal"
+
+
+def test_a_table_that_was_only_added_to_holds_every_row_it_held(ledger: Database, tmp_path: Path) -> None:
+    run = begin(ledger)
+    ledger.execute("INSERT INTO item (id, code) VALUES (600, 'early')")  # the backfill's rows come after it
+    fills = fill(ledger, run, tmp_path, "item")
+    ledger.execute("INSERT INTO item (id, code) SELECT g, 'late' FROM generate_series(601, 620) AS g")
+    assert compared(ledger, fills)["item"][:4] == ("added to", ROWS * 4 // 5, ROWS, ROWS + 21)
+    lines = told(ledger, run, fills)
+    assert lines[0].startswith(f"{len(compared(ledger, fills))} of ")
+    assert mine(lines)[1:] == [f"item was added to: each of the {ROWS} rows is as it was, 21 are new"]
+
+
+def test_rows_of_a_transaction_that_was_open_at_the_snapshot_are_new(ledger: Database) -> None:
+    with contextlib.closing(ledger.connect(autocommit=False)) as session, session.cursor() as cursor:
+        cursor.execute("INSERT INTO item (id) VALUES (0)")
+        ledger.execute("INSERT INTO item (id) VALUES (-1)")  # a later transaction that was seen
+        begin(ledger)
+        session.commit()
+    assert compared(ledger, [])["item"][:4] == ("added to", 0, ROWS + 1, ROWS + 2)
+
+
+def test_of_a_snapshot_without_transactions_only_equal_tables_are_known(ledger: Database) -> None:
+    begin(ledger)
+    ledger.execute("UPDATE pgrollout.snapshot SET visible = NULL; INSERT INTO item (id) VALUES (0)")
+    found = compared(ledger, [])
+    assert (found["item"][0], found["other"][0]) == ("written", "equal")
 
 
 def test_what_the_application_wrote_is_told_with_counts(ledger: Database, tmp_path: Path) -> None:

@@ -141,6 +141,8 @@ CREATE TABLE IF NOT EXISTS pgrollout.snapshot (
     digests jsonb NOT NULL,
     statistics jsonb NOT NULL
 );
+-- Which transactions the digests saw; unknown of what an older ledger took.
+ALTER TABLE pgrollout.snapshot ADD COLUMN IF NOT EXISTS visible pg_snapshot;
 
 -- What a rollback came back to: how the catalog (fingerprint: its SHA-256) and the contents differ from the snapshot.
 CREATE TABLE IF NOT EXISTS pgrollout.proof (

@@ -49,12 +49,12 @@ $$;
 
 -- Only before the first step of a phase: what a half-applied one has made is no "before".
 CREATE OR REPLACE FUNCTION pgrollout.take_snapshot(p_run bigint, p_phase text, p_max_bytes bigint) RETURNS void LANGUAGE sql AS $$
-    INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests, statistics)
-    SELECT p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pgrollout.statistics()
+    INSERT INTO pgrollout.snapshot (phase, run_id, fingerprint, digests, visible, statistics)
+    SELECT p_phase, p_run, pgrollout.fingerprint(), pgrollout.digests(p_max_bytes), pg_current_snapshot(), pgrollout.statistics()
     WHERE NOT EXISTS (SELECT FROM pgrollout.standing_step() AS s WHERE s.phase = p_phase)
     ON CONFLICT (phase) DO UPDATE
     SET run_id = excluded.run_id, taken_at = clock_timestamp(), fingerprint = excluded.fingerprint,
-        digests = excluded.digests, statistics = excluded.statistics
+        digests = excluded.digests, visible = excluded.visible, statistics = excluded.statistics
 $$;
 
 -- A table that the emergency switch had to make itself (not p_step, this rollout's own) counts as having stood there before:

@@ -2,8 +2,9 @@
 -- with what the rollout itself filled undone, and what the application wrote meanwhile told apart by the server's counts.
 
 -- digest() of a table's rows of p_where as if the backfills p_fills ([{id, columns}]) had not been: where a row still holds what one
--- wrote, what it was before counts. `filled`: how many rows that were.
-CREATE OR REPLACE FUNCTION pgrollout.digest_undone(p_table regclass, p_columns text[], p_fills jsonb, p_where text) RETURNS jsonb LANGUAGE plpgsql STABLE
+-- wrote, what it was before counts. `filled`: how many rows that were. `stood`: the same of those rows alone that p_visible
+-- saw and nothing but a backfill has written since.
+CREATE OR REPLACE FUNCTION pgrollout.digest_undone(p_table regclass, p_columns text[], p_fills jsonb, p_where text, p_visible pg_snapshot) RETURNS jsonb LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog SET lc_monetary = 'C' SET "TimeZone" = 'UTC' SET "DateStyle" = 'ISO, YMD' SET "IntervalStyle" = 'postgres' SET extra_float_digits = 1 SET bytea_output = 'hex' AS $$
 DECLARE
     v_row text := (SELECT format('%I.%I', n.nspname, y.typname) FROM pg_class AS c JOIN pg_type AS y ON y.oid = c.reltype
@@ -13,6 +14,9 @@ DECLARE
     v_joins text := '';
     v_values jsonb := (SELECT jsonb_object_agg(c, format('t.%I', c)) FROM unnest(p_columns) AS c);
     v_filled text := 'false';
+    -- A row's xmin is half a transaction's number; age() puts the halves in their order, also across a wraparound.
+    v_seen text := coalesce(format('(age(t.xmin) > age(%L::xid) AND t.xmin::text <> ALL (%L))', pg_snapshot_xmax(p_visible)::xid,
+                                   ARRAY(SELECT x::xid::text FROM pg_snapshot_xip(p_visible) AS x)), 'false');
     v_answer jsonb;
 BEGIN
     FOR v_fill IN SELECT f FROM jsonb_array_elements(p_fills) AS f LOOP
@@ -29,15 +33,16 @@ BEGIN
         INTO v_values
         FROM jsonb_array_elements_text(v_fill -> 'columns') AS c WHERE c = ANY (p_columns);
     END LOOP;
-    EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''filled'', count(*) FILTER (WHERE %s), '
-                   '''digest'', coalesce(sum(hashtextextended(ROW(%s)::text, 0)::numeric), 0)::text) FROM ONLY %s AS t%s WHERE %s',
-        v_filled, (SELECT string_agg(v_values ->> c, ', ' ORDER BY c) FROM unnest(p_columns) AS c), p_table, v_joins, p_where) INTO v_answer;
+    EXECUTE format('SELECT jsonb_build_object(''rows'', count(*), ''filled'', count(*) FILTER (WHERE filled), ''digest'', coalesce(sum(hash), 0)::text, '
+                   '''stood'', jsonb_build_object(''rows'', count(*) FILTER (WHERE seen OR filled), ''digest'', coalesce(sum(hash) FILTER (WHERE seen OR filled), 0)::text)) '
+                   'FROM (SELECT hashtextextended(ROW(%s)::text, 0)::numeric AS hash, %s AS filled, %s AS seen FROM ONLY %s AS t%s WHERE %s) AS r',
+        (SELECT string_agg(v_values ->> c, ', ' ORDER BY c) FROM unnest(p_columns) AS c), v_filled, v_seen, p_table, v_joins, p_where) INTO v_answer;
     RETURN v_answer;
 END
 $$;
 
 -- Each table that stood before p_phase: `equal` to what it was (but for `filled` rows into which the rollout wrote);
--- `written` meanwhile, with the rows that the server counts as inserted, updated and deleted since (counts come seconds
+-- `added to`: it holds every row as it was, and others besides; `written` meanwhile, with the rows that the server counts as inserted, updated and deleted since (counts come seconds
 -- late, so they explain and do not prove); `not compared`, and why.
 -- p_fills: the backfills of the rollout, [{id, phase, table, columns}].
 CREATE OR REPLACE FUNCTION pgrollout.integrity(p_phase text, p_fills jsonb)
@@ -51,7 +56,7 @@ DECLARE
     v_now jsonb;
     v_then jsonb;
 BEGIN
-    FOR v_was IN SELECT d.key, d.value, s.taken_at, s.statistics -> 'tables' AS tables
+    FOR v_was IN SELECT d.key, d.value, s.taken_at, s.visible, s.statistics -> 'tables' AS tables
                  FROM pgrollout.snapshot AS s, jsonb_each(s.digests) AS d WHERE s.phase = p_phase ORDER BY 1 LOOP
         table_name := v_was.key || CASE WHEN v_was.value ? 'sampled' THEN ' (a sample)' ELSE '' END;
         rows_before := (v_was.value ->> 'rows')::bigint;
@@ -68,10 +73,12 @@ BEGIN
                 SELECT coalesce(jsonb_agg(f ORDER BY f ->> 'id'), '[]') FROM jsonb_array_elements(p_fills) AS f
                 JOIN pgrollout.snapshot AS s ON s.phase = f ->> 'phase' AND s.taken_at >= v_was.taken_at
                 WHERE to_regclass(f ->> 'table') IN (v_table, pg_partition_root(v_table))
-                  AND EXISTS (SELECT FROM pgrollout.row_change AS h WHERE h.step_id = f ->> 'id')), coalesce(v_was.value ->> 'sampled', 'true'));
+                  AND EXISTS (SELECT FROM pgrollout.row_change AS h WHERE h.step_id = f ->> 'id')), coalesce(v_was.value ->> 'sampled', 'true'), v_was.visible);
             rows_now := (v_now ->> 'rows')::bigint;
             filled := (v_now ->> 'filled')::bigint;
-            state := CASE WHEN v_now ->> 'digest' = v_was.value ->> 'digest' AND rows_now = rows_before THEN 'equal' ELSE 'written' END;
+            state := CASE WHEN v_now ->> 'digest' = v_was.value ->> 'digest' AND rows_now = rows_before THEN 'equal'
+                          WHEN v_now -> 'stood' = jsonb_build_object('rows', rows_before, 'digest', v_was.value ->> 'digest') THEN 'added to'
+                          ELSE 'written' END;
             v_then := v_was.tables -> (SELECT format('%I.%I', n.nspname, c.relname) FROM pg_class AS c
                                        JOIN pg_namespace AS n ON n.oid = c.relnamespace WHERE c.oid = v_table);
             SELECT s.n_tup_ins - (v_then ->> 'inserted')::bigint, s.n_tup_upd - (v_then ->> 'updated')::bigint, s.n_tup_del - (v_then ->> 'deleted')::bigint
@@ -85,19 +92,22 @@ END
 $$;
 
 -- Compares what the run found before its first phase with what is there now, and keeps that for its report: a line about
--- all tables, then one for each that was written meanwhile or cannot be compared.
+-- all tables, then one for each that was added to, was written meanwhile or cannot be compared.
 CREATE OR REPLACE FUNCTION pgrollout.keep_integrity(p_run bigint, p_fills jsonb) RETURNS void LANGUAGE sql AS $$
     WITH first AS (
         SELECT phase FROM pgrollout.phase_run WHERE run_id = p_run AND direction = 'apply' ORDER BY started_at LIMIT 1
     ), compared AS MATERIALIZED (
         SELECT i.*, f.phase FROM first AS f, pgrollout.integrity(f.phase, p_fills) AS i
     ), told AS (
-        SELECT 1 AS place, '' AS name, format('%s of %s tables hold every row as it was before %s (%s %%)%s', count(*) FILTER (WHERE state = 'equal'), count(*), min(phase),
-                   round(100.0 * count(*) FILTER (WHERE state = 'equal') / count(*)),
+        SELECT 1 AS place, '' AS name, format('%s of %s tables hold every row as it was before %s (%s %%)%s', count(*) FILTER (WHERE state IN ('equal', 'added to')), count(*), min(phase),
+                   round(100.0 * count(*) FILTER (WHERE state IN ('equal', 'added to')) / count(*)),
                    CASE WHEN sum(filled) > 0 THEN format(', but for %s rows that the rollout filled', sum(filled)) ELSE '' END
                    || CASE WHEN bool_or(table_name LIKE '% (a sample)') THEN format('; sampled by key range, because they are large: %s',
                           string_agg(left(table_name, -length(' (a sample)')), ', ' ORDER BY table_name) FILTER (WHERE table_name LIKE '% (a sample)')) ELSE '' END) AS line
         FROM compared HAVING count(*) > 0
+        UNION ALL
+        SELECT 2, table_name, format('%s was added to: each of the %s rows is as it was, %s are new', table_name, rows_before, rows_now - rows_before)
+        FROM compared WHERE state = 'added to'
         UNION ALL
         SELECT 2, table_name, format('%s was written meanwhile: %s rows then, %s now%s', table_name, rows_before, rows_now,
                    CASE WHEN inserted IS NULL THEN '; the server has begun to count anew since, so nothing tells how many were added or removed'
