@@ -281,7 +281,7 @@ def test_a_backfill_whose_session_is_ended_again_and_again(ledger: Database, run
     steps = steps_of(tmp_path, count)
     ended = 0
     for _ in range(200):
-        work = InBackground(carry_out, ledger, run, steps, batch_rows=100, batch_max_rows=100)
+        work = InBackground(carry_out, ledger, run, steps, batch_rows=5, batch_max_rows=5)
         time.sleep(chance.uniform(0.01, 0.08))
         ledger.query("SELECT pg_terminate_backend(pid) FROM pgrollout.lock_holder()")
         try:

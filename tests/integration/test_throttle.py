@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ROWS = 20_000
 FILL = "-- Step: fill\n-- Backfill: by id\nUPDATE item AS t SET visits = t.visits + 1;"
 # Batches small enough that a backfill looks at its limits many times, and none of the default limits.
-SLOW = {"batch_rows": 4, "batch_max_rows": 4}
+SLOW = {"batch_rows": 1, "batch_max_rows": 1}
 FREE = {
     "throttle_lag_s": 0,
     "throttle_lag_bytes": 0,
@@ -352,7 +352,9 @@ def test_one_who_waits_too_long_gives_up_and_the_next_run_goes_on(ledger: Databa
     steps = steps_of(tmp_path, FILL)
     # It begins to speak once a thousand rows are done.
     query = "SELECT 'the disk is full' FROM pgrollout.cursor WHERE rows_changed > 1000"
-    with pytest.raises(psycopg2.Error) as error:
+    # A row that somebody holds keeps it at work until it has looked.
+    held = transaction(ledger, "SELECT FROM item WHERE id = 3210 FOR UPDATE")
+    with held, pytest.raises(psycopg2.Error) as error:
         carry_out(ledger, run, steps, **(FREE | SLOW), throttle_query=query, throttle_give_up_s=1)
     assert error.value.diag.message_primary == "stood back for 1 s; the disk is full"
     done = visited(ledger)
