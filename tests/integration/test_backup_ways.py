@@ -56,8 +56,21 @@ def test_a_base_backup_is_started_and_read_through(base: Backups) -> None:
     assert base.database.value("SELECT %s::pg_lsn <= pg_current_wal_lsn()", evidence["lsn"])
 
 
+# Before and after it copies, the application writes some fifty rows, however fast the machine is.
+BETWEEN_WRITES = """
+lines() {{ cat {journal}/*.jsonl | wc -l; }}
+await() {{ until=$(($(lines) + 100)); while [ "$(lines)" -lt "$until" ]; do sleep 0.05; done; }}
+await; "$real" "$@" || exit; await
+"""
+
+
 def test_under_write_load_what_was_written_meanwhile_is_named(base: Backups) -> None:
-    app = Application(base.database.dsn("hive_app"), journal_dir=base.work / "journal", rate=100).start()
+    journal, bin_dir = base.work / "journal", base.bin_dir
+    (base.work / "bin").mkdir()
+    for program in bin_dir.iterdir():
+        (base.work / "bin" / program.name).symlink_to(program)
+    base.replace_client("pg_basebackup", BETWEEN_WRITES.format(journal=journal))
+    app = Application(base.database.dsn("hive_app"), journal_dir=journal, rate=100).start()
     path = made(base)
     app.stop()
     assert app.report()["errors"] == []
