@@ -30,12 +30,13 @@ def left_out(rollout: dict[str, Any], plan: dict[str, Any]) -> list[str]:
 
 
 def restored(rollout: dict[str, Any], phases: list[str], limits: dict[str, Any]) -> list[dict[str, Any]]:
-    """The gates of phases that were taken back, held against what was before the first phase alone.
+    """The gates of phases that were taken back, held against what was before the first phase, by these limits alone.
 
-    limits: the baseline's for gates that name none.
+    A gate's own limits are those of a query that has its index; without it, on a table that was filled and emptied, it
+    cannot be asked to need no more than ever.
     """
     return [
-        gate | {"gates": {}, "baseline": gate["baseline"] or limits, "taken_back": True}
+        gate | {"gates": {}, "baseline": limits, "taken_back": True}
         for gate in rollout["gates"]
         if gate["phase"] in phases
     ]
