@@ -50,7 +50,7 @@ def test_what_was_taken_back_is_held_against_the_time_before(known: bool) -> Non
     limits = {"max_shared_blocks_ratio": 3}
     (found,) = restored(ROLLOUT, ["phase2"], limits)
     assert (found["id"], found["gates"], found["baseline"]) == ("003_c/look", {}, limits)
-    # With its index a query is to need no more than before; without it again, on a larger table, it needs a little more.
+    # With its index a query is to need no more than before; without it again, on a larger table, it needs more.
     own = {"gates": [gate("001_a", "phase1") | {"baseline": {"max_shared_blocks_ratio": 1}}]}
     assert restored(own, ["phase1"], limits)[0]["baseline"] == limits
 
