@@ -6,6 +6,8 @@ from typing import Any
 
 from pgrollout.migration.validation import migrations_in
 
+_ONE_RUN = {"warmup": 0, "runs": 1}
+
 
 def due(rollout: dict[str, Any], plan: dict[str, Any], done: list[str] | None = None) -> list[dict[str, Any]]:
     """The gates of what is applied, and of the phases (names) that were carried out since the plan was made."""
@@ -33,10 +35,10 @@ def restored(rollout: dict[str, Any], phases: list[str], limits: dict[str, Any])
     """The gates of phases that were taken back, held against what was before the first phase, by these limits alone.
 
     A gate's own limits are those of a query that has its index; without it, on a table that was filled and emptied, it
-    cannot be asked to need no more than ever.
+    cannot be asked to need no more than ever. It runs once, as it did before the first phase: it may be as slow again.
     """
     return [
-        gate | {"gates": {}, "baseline": limits, "taken_back": True}
+        gate | {"gates": {}, "baseline": limits, "taken_back": True, "sampling": gate["sampling"] | _ONE_RUN}
         for gate in rollout["gates"]
         if gate["phase"] in phases
     ]

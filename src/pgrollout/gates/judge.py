@@ -53,6 +53,9 @@ def _of_mode(
 ) -> list[dict[str, Any]]:
     if "plan" not in now or "error" in now:
         error = now.get("error", f"not run, because {_time_is_up(gate)}")
+        if gate.get("taken_back") and "plan" not in earlier:
+            reason = f"{error}; before the first phase it could not be measured either"
+            return [_result("query", case, mode, unknown(reason))]
         return [_result("query", case, mode, Verdict("fail", reason=error, hint=_remedy(gate, now)))]
     spread = gate["sampling"]["max_spread"]
     taken = sample(now, measured["tables"], spread)

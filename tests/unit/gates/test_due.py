@@ -11,7 +11,18 @@ from pgrollout.gates.judge import verdicts
 
 
 def gate(name: str, phase: str) -> dict[str, Any]:
-    return {"id": f"{name}/look", "migration": name, "phase": phase, "gates": {"max_temp_blocks": 0}, "baseline": {}}
+    return {
+        "id": f"{name}/look",
+        "migration": name,
+        "phase": phase,
+        "gates": {"max_temp_blocks": 0},
+        "baseline": {},
+        "sampling": {"warmup": 1, "runs": 5, "timeout_ms": 30000, "max_spread": 1},
+        "preconditions": {},
+        "cases": {"one": ""},
+        "plan_modes": ["custom", "generic"],
+        "waivers": [],
+    }
 
 
 ROLLOUT = {"gates": [gate("001_a", "phase1"), gate("002_b", "phase1"), gate("003_c", "phase2")]}
@@ -51,11 +62,11 @@ def test_what_was_taken_back_is_held_against_the_time_before(known: bool) -> Non
     (found,) = restored(ROLLOUT, ["phase2"], limits)
     assert (found["id"], found["gates"], found["baseline"]) == ("003_c/look", {}, limits)
     # With its index a query is to need no more than before; without it again, on a larger table, it needs more.
+    assert (found["sampling"]["warmup"], found["sampling"]["runs"]) == (0, 1)
     own = {"gates": [gate("001_a", "phase1") | {"baseline": {"max_shared_blocks_ratio": 1}}]}
     assert restored(own, ["phase1"], limits)[0]["baseline"] == limits
 
-    asked = found | {"preconditions": {}, "cases": {"one": ""}, "plan_modes": ["custom"], "waivers": []}
-    asked |= {"sampling": {"max_spread": 1, "timeout_ms": 1}}
+    asked = found | {"plan_modes": ["custom"]}
     blocks = {"Node Type": "Result", "Shared Hit Blocks": 500, "Shared Read Blocks": 0}
     run = {"plan": {"Plan": blocks}, "execution_ms": [], "planning_ms": []}
     measured = {"version": 170000, "tables": {}, "settings": {}, "cases": {"one": {"custom": run}}}
@@ -70,3 +81,14 @@ def test_what_was_taken_back_is_held_against_the_time_before(known: bool) -> Non
             "inconclusive",
             "it could not run before the first phase either",
         )
+
+
+def test_what_was_as_slow_before_is_not_a_rollbacks_fault() -> None:
+    (asked,) = restored(ROLLOUT, ["phase2"], {"max_shared_blocks_ratio": 3})
+    blocks = {"Node Type": "Result", "Shared Hit Blocks": 500, "Shared Read Blocks": 0}
+    run = {"plan": {"Plan": blocks}, "execution_ms": [], "planning_ms": []}
+    cancelled = {"error": "canceling statement due to statement timeout", "sqlstate": "57014"}
+    slow = {"version": 170000, "tables": {}, "settings": {}, "cases": {"one": {"custom": run, "generic": cancelled}}}
+    quick = slow | {"cases": {"one": {"custom": run, "generic": run}}}
+    assert [result["status"] for result in verdicts(asked, slow, slow)] == ["pass", "inconclusive"]
+    assert [result["status"] for result in verdicts(asked, slow, quick)] == ["pass", "fail"]
