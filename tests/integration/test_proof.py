@@ -46,6 +46,20 @@ def test_an_index_that_was_invalid_is_missed_unless_the_rollout_built_it_anew(
     assert found == [(f"index public.{INDEX}", None, who == "somebody else")]
 
 
+@pytest.mark.parametrize("state", ["held", "done"])
+def test_an_index_that_was_dropped_by_name_is_not_missed_by_the_phases_after_it(
+    empty_database: Database, tmp_path: Path, state: str
+) -> None:
+    database = empty_database
+    install(database)
+    run = claim(database)
+    carry_out(database, run, steps_of(tmp_path, BUILD))
+    database.execute("SELECT pgrollout.take_snapshot(%s, 'phase4', 0)", run)
+    database.execute(f"DROP INDEX {INDEX}; UPDATE pgrollout.step SET state = '{state}'")
+    found = database.query("SELECT object, found, counts FROM pgrollout.catalog_differences('phase4')")
+    assert found == [(f"index public.{INDEX}", None, state == "done")]
+
+
 def test_what_stands_before_a_phase_is_noted_anew_after_its_rollback(empty_database: Database, tmp_path: Path) -> None:
     database = empty_database
     database.execute("CREATE TABLE item (id int)")
@@ -79,7 +93,7 @@ def test_a_rollback_tells_of_an_index_that_was_invalid_before(server: Server, wa
     assert index_valid(walk.database, INDEX) is True
     said = words(walk("rollback", "--tags", "phase1"))
     assert index_valid(walk.database, INDEX) is None
-    assert "phase1: the catalog is what it was before the phase, but for what was INVALID then," in said
+    assert "what it was before the phase, but for what was dropped by name since, or was INVALID then:" in said
     assert f" was built anew and is gone now: index public.{INDEX}." in said
 
 

@@ -71,13 +71,15 @@ CREATE OR REPLACE FUNCTION pgrollout.accept_table(p_table text, p_step text) RET
     WHERE NOT EXISTS (SELECT FROM pgrollout.step AS t WHERE t.kind = 'CREATE TABLE' AND t.state = 'done' AND split_part(t.step_id, '/', 2) = p_step)
 $$;
 
--- Whether that index (label and definition of a fingerprint) was an INVALID one which this rollout has built anew and
--- taken away again. It answered no query before, and nobody can put an INVALID index back.
-CREATE OR REPLACE FUNCTION pgrollout.was_rebuilt(p_label text, p_definition text) RETURNS boolean LANGUAGE sql STABLE AS $$
-    SELECT p_label LIKE 'index %' AND p_definition LIKE '%; valid f; ready _'
+-- Whether that index (label and definition of a fingerprint) is missing because it was to be: somebody had it dropped by
+-- name (its step is held), or it was an INVALID one which this rollout has built anew and taken away again. That answered
+-- no query before, and nobody can put an INVALID index back.
+CREATE OR REPLACE FUNCTION pgrollout.was_taken_away(p_label text, p_definition text) RETURNS boolean LANGUAGE sql STABLE AS $$
+    SELECT p_label LIKE 'index %'
        AND EXISTS (SELECT FROM pgrollout.step AS s
                    CROSS JOIN (SELECT (parse_ident(substr(p_label, length('index ') + 1)))[2]) AS i (name)
                    WHERE s.kind LIKE 'CREATE%INDEX%' AND s.state IN ('rolled_back', 'held')
+                     AND (s.state = 'held' OR p_definition LIKE '%; valid f; ready _')
                      AND (i.name = ANY (regexp_split_to_array(s.statement, '[^\w$]+'))
                           OR strpos(s.statement, '"' || replace(i.name, '"', '""') || '"') > 0))
 $$;
@@ -86,7 +88,7 @@ $$;
 CREATE OR REPLACE FUNCTION pgrollout.catalog_differences(p_phase text)
 RETURNS TABLE (object text, found text, expected text, counts boolean) LANGUAGE sql STABLE AS $$
     SELECT coalesce(now.key, was.key), now.value, was.value,
-           now.value IS NOT NULL OR NOT pgrollout.was_rebuilt(was.key, was.value)
+           now.value IS NOT NULL OR NOT pgrollout.was_taken_away(was.key, was.value)
     FROM jsonb_each_text(pgrollout.fingerprint()) AS now
     FULL JOIN (SELECT f.* FROM pgrollout.snapshot AS s, jsonb_each_text(s.fingerprint) AS f WHERE s.phase = p_phase) AS was ON was.key = now.key
     WHERE now.value IS DISTINCT FROM was.value
