@@ -93,8 +93,7 @@ def test_a_rollback_tells_of_an_index_that_was_invalid_before(server: Server, wa
     assert index_valid(walk.database, INDEX) is True
     said = words(walk("rollback", "--tags", "phase1"))
     assert index_valid(walk.database, INDEX) is None
-    assert "what it was before the phase, but for what was dropped by name since, or was INVALID then:" in said
-    assert f" was built anew and is gone now: index public.{INDEX}." in said
+    assert f"but for what was dropped by name since, or was INVALID then: index public.{INDEX}." in said
 
 
 @pytest.mark.ci
